@@ -1,0 +1,159 @@
+"""All settings and limits, as frozen dataclasses. The environment is read here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import ConfigError
+
+SAMPLE_RATE = 24_000
+"""CSM's own rate in Hz; Mimi knows no other."""
+
+FRAME_SAMPLES = 1_920
+"""Samples of one frame (80 ms) at `SAMPLE_RATE`."""
+
+FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE
+
+OUTPUT_RATES = (8_000, 16_000, 24_000, 48_000)
+"""Rates in Hz that speech can be asked for."""
+
+DEFAULT_MODEL = "eustlb/csm-1b"
+DEFAULT_PORT = 8090
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may cost. Every bound on input from outside stands here."""
+
+    text_chars: int = 2_000
+    """Characters of one sentence or turn."""
+    reference_seconds_min: float = 0.5
+    reference_seconds_max: float = 60.0
+    reference_bytes: int = 16 * 2**20
+    """Bytes of one encoded audio file, before base64."""
+    message_bytes: int = 24 * 2**20
+    """Bytes of one WebSocket message or HTTP body: a reference in base64 and some room."""
+    utterances_per_conversation: int = 64
+    """Sentences of one conversation that may wait to be spoken."""
+    session_idle_s: float = 3_600.0
+    stalled_reader_s: float = 30.0
+    """A client that reads nothing for this long is dropped."""
+    output_buffer_s: float = 120.0
+    """Speech kept for a slow reader; past it the stream ends with an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """One engine: which model, on what, for how many."""
+
+    model: str = DEFAULT_MODEL
+    """Hub id, folder, or `tiny`."""
+    revision: str | None = None
+    device: str = "auto"
+    """`auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:1`."""
+    dtype: str = "auto"
+    """`auto` (bfloat16 on CUDA, float32 on a CPU), `float32`, `bfloat16`."""
+    slots: int = 8
+    """Utterances spoken at the same time."""
+    queue: int = 16
+    """Utterances that may wait for a slot."""
+    cuda_graphs: bool = True
+    max_context: int | None = None
+    """Positions of one conversation; None: as many as the model has."""
+    max_lead_s: float = 2.0
+    """A live stream is made at most this far ahead of its playing: what a barge-in throws away."""
+    threads: int | None = None
+    """CPU threads of torch; None: torch's own choice."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> EngineConfig:
+        return cls(
+            model=_text(env, "CSM_MODEL", DEFAULT_MODEL),
+            revision=env.get("CSM_REVISION") or None,
+            device=_text(env, "CSM_DEVICE", "auto"),
+            dtype=_text(env, "CSM_DTYPE", "auto"),
+            slots=_integer(env, "CSM_SLOTS", cls.slots, low=1),
+            queue=_integer(env, "CSM_QUEUE", cls.queue, low=0),
+            cuda_graphs=_flag(env, "CSM_CUDA_GRAPHS", True),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Where the engine listens, and who may speak to it."""
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    key: str | None = field(default=None, repr=False)
+    voices_dir: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> ServerConfig:
+        voices = env.get("CSM_VOICES_DIR")
+        return cls(
+            key=env.get("CSM_ENGINE_KEY") or None,
+            voices_dir=Path(voices).expanduser() if voices else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """The worker: LiveKit, ears, mind and voice."""
+
+    livekit_url: str | None = None
+    livekit_api_key: str | None = field(default=None, repr=False)
+    livekit_api_secret: str | None = field(default=None, repr=False)
+    agent_name: str = ""
+    """Empty: the worker takes every new room; else it waits to be dispatched by this name."""
+    stt: str = "offline"
+    llm: str = "offline"
+    voice_source: str = "caller"
+    engine_urls: tuple[str, ...] = ()
+    engine_key: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> AgentConfig:
+        urls = env.get("CSM_ENGINE_URL", "")
+        return cls(
+            livekit_url=env.get("LIVEKIT_URL") or None,
+            livekit_api_key=env.get("LIVEKIT_API_KEY") or None,
+            livekit_api_secret=env.get("LIVEKIT_API_SECRET") or None,
+            agent_name=env.get("AGENT_NAME", ""),
+            stt=_text(env, "AGENT_STT", cls.stt),
+            llm=_text(env, "AGENT_LLM", cls.llm),
+            voice_source=_text(env, "VOICE_SOURCE", cls.voice_source),
+            engine_urls=tuple(url.strip() for url in urls.split(",") if url.strip()),
+            engine_key=env.get("CSM_ENGINE_KEY") or None,
+        )
+
+
+def _text(env: Mapping[str, str], name: str, default: str) -> str:
+    return env.get(name, "").strip() or default
+
+
+def _integer(env: Mapping[str, str], name: str, default: int, *, low: int) -> int:
+    raw = env.get(name, "").strip()
+    if not raw:
+        return default
+    try:
+        value = int(raw)
+    except ValueError:
+        raise ConfigError(f"{name} must be a whole number, got {raw!r}.") from None
+    if value < low:
+        raise ConfigError(f"{name} must be at least {low}, got {value}.")
+    return value
+
+
+def _flag(env: Mapping[str, str], name: str, default: bool) -> bool:
+    raw = env.get(name, "").strip().lower()
+    if not raw:
+        return default
+    if raw in {"1", "true", "yes", "on"}:
+        return True
+    if raw in {"0", "false", "no", "off"}:
+        return False
+    raise ConfigError(f"{name} must be 1 or 0, got {raw!r}.")
