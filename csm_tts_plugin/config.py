@@ -30,6 +30,12 @@ class Limits:
 
     text_chars: int = 2_000
     """Characters of one sentence or turn."""
+    name_chars: int = 64
+    """Characters of a speaker's name."""
+    speech_seconds_max: float = 600.0
+    """The longest utterance that can be asked for."""
+    temperature_max: float = 4.0
+    top_k_max: int = 65_536
     reference_seconds_min: float = 0.5
     reference_seconds_max: float = 60.0
     reference_bytes: int = 16 * 2**20
@@ -38,7 +44,13 @@ class Limits:
     """Bytes of one WebSocket message or HTTP body: a reference in base64 and some room."""
     utterances_per_conversation: int = 64
     """Sentences of one conversation that may wait to be spoken."""
+    open_s: float = 10.0
+    """A socket that has not opened a conversation by then is dropped."""
     session_idle_s: float = 3_600.0
+    heartbeat_s: float = 15.0
+    """Between pings; half of it without an answer, and the peer is taken for dead."""
+    drain_s: float = 30.0
+    """What still speaks may finish within this when the server is told to stop."""
     stalled_reader_s: float = 30.0
     """A client that reads nothing for this long is dropped."""
     output_buffer_s: float = 120.0
@@ -70,13 +82,14 @@ class EngineConfig:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> EngineConfig:
+        default = cls()
         return cls(
             model=_text(env, "CSM_MODEL", DEFAULT_MODEL),
             revision=env.get("CSM_REVISION") or None,
             device=_text(env, "CSM_DEVICE", "auto"),
             dtype=_text(env, "CSM_DTYPE", "auto"),
-            slots=_integer(env, "CSM_SLOTS", cls.slots, low=1),
-            queue=_integer(env, "CSM_QUEUE", cls.queue, low=0),
+            slots=_integer(env, "CSM_SLOTS", default.slots, low=1),
+            queue=_integer(env, "CSM_QUEUE", default.queue, low=0),
             cuda_graphs=_flag(env, "CSM_CUDA_GRAPHS", True),
         )
 
@@ -117,15 +130,16 @@ class AgentConfig:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> AgentConfig:
+        default = cls()
         urls = env.get("CSM_ENGINE_URL", "")
         return cls(
             livekit_url=env.get("LIVEKIT_URL") or None,
             livekit_api_key=env.get("LIVEKIT_API_KEY") or None,
             livekit_api_secret=env.get("LIVEKIT_API_SECRET") or None,
             agent_name=env.get("AGENT_NAME", ""),
-            stt=_text(env, "AGENT_STT", cls.stt),
-            llm=_text(env, "AGENT_LLM", cls.llm),
-            voice_source=_text(env, "VOICE_SOURCE", cls.voice_source),
+            stt=_text(env, "AGENT_STT", default.stt),
+            llm=_text(env, "AGENT_LLM", default.llm),
+            voice_source=_text(env, "VOICE_SOURCE", default.voice_source),
             engine_urls=tuple(url.strip() for url in urls.split(",") if url.strip()),
             engine_key=env.get("CSM_ENGINE_KEY") or None,
         )

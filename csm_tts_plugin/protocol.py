@@ -1,30 +1,34 @@
 """The native protocol of `WS /v1/stream`, as typed messages. No I/O.
 
-Text messages are JSON objects with a `type`; binary messages are sound: 16-bit little-endian mono PCM
-at the rate asked for in `open`. One socket is one conversation.
+Text messages are JSON objects with a `type`; binary messages are sound: 16-bit little-endian mono
+PCM at the rate asked for in `open`. One socket is one conversation.
 
-to the engine   `open` (voice, rate, key, sampling) · `turn` (who, text, audio) · `say` (id, text, more,
-                max_seconds) · `cancel` (id) · `close`
-from the engine `opened` · `audio` (id, seq, frame, samples: the binary message that follows) ·
-                `done` (id, frames, reason, timings) · `error` (id, code, message, retryable, retry_after)
+to the engine    `open` (voice, rate, key, temperature, top_k, seed) · `turn` (who, text, audio) ·
+                 `say` (id, text, more, max_seconds) · `cancel` (id) · `close`
+from the engine  `opened` (conversation, rate) ·
+                 `audio` (id, seq, frame, samples): the binary message that follows ·
+                 `done` (id, frames, reason, timings) ·
+                 `error` (id, code, message, retryable, retry_after, about)
 
-`open` may be sent again: the voice changes from the next `say` on. Each `say` is one utterance; they are
-spoken in order, and each ends in exactly one `done` or `error` with its id. `more` says that the same
-reply goes on. An `error` without an id concerns the conversation; the socket stays usable unless the
-server closes it.
+`open` may be sent again: voice, rate and sampling change from the next `say` on. Each `say` is one
+utterance; they are spoken in order, and each ends in exactly one `done` or `error` with its id.
+`more` says that the same reply goes on. An `error` without an id concerns the conversation, and
+`about` says which message it answers; the socket stays usable unless the server closes it.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
+import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .config import OUTPUT_RATES, SAMPLE_RATE, Limits
-from .errors import AudioError, CsmError, RequestError, TextError, VoiceError, from_code
+from .config import FRAME_SECONDS, OUTPUT_RATES, SAMPLE_RATE, Limits
+from .errors import CsmError, EngineError, RequestError, VoiceError, from_code
+from .fields import WHOLE_MAX, Fields, read_object
 
 VOICE_ID = re.compile(r"^[a-z0-9_-]{1,64}$")
 """The only names a voice may have on the wire: never a path, never a URL."""
@@ -112,13 +116,205 @@ class ErrorMessage:
     retryable: bool
     id: str | None = None
     retry_after: float | None = None
+    about: str | None = None
+    """The type of the message that it answers, where there is no `id`."""
 
     @classmethod
-    def of(cls, error: CsmError, id: str | None = None) -> ErrorMessage:
-        return cls(error.code, error.message, error.retryable, id, error.retry_after)
+    def of(cls, error: CsmError, id: str | None = None, about: str | None = None) -> ErrorMessage:
+        return cls(error.code, error.message, error.retryable, id, error.retry_after, about)
 
     def to_exception(self) -> CsmError:
         return from_code(self.code, self.message, retry_after=self.retry_after)
 
 
 ServerMessage = Opened | AudioHeader | DoneMessage | ErrorMessage
+
+
+# Reading
+
+_UTTERANCE_ID = re.compile(r"^[A-Za-z0-9._:-]{1,64}$")
+_CONSENT_NAME = re.compile(r"^[a-z0-9_]{1,32}$")
+
+
+def parse_client(text: str, limits: Limits) -> ClientMessage:
+    """A client's message, checked against every bound; audio is decoded from base64, not read.
+
+    Raises RequestError (TextError, AudioError, VoiceError where those name it better).
+    """
+    kind, fields = _envelope(text, limits)
+    reader = _CLIENT_READERS.get(kind)
+    if reader is None:
+        raise RequestError(f"Unknown message type; known are {', '.join(_CLIENT_READERS)}.")
+    message = reader(fields, limits)
+    fields.finish()
+    return message
+
+
+def parse_server(text: str, limits: Limits | None = None) -> ServerMessage:
+    """An engine's message. Raises EngineError: the peer is not this engine, or not this version."""
+    try:
+        kind, fields = _envelope(text, limits or Limits())
+        reader = _SERVER_READERS.get(kind)
+        if reader is None:
+            raise RequestError("Unknown message type.")
+        message = reader(fields)
+        fields.finish()
+    except RequestError as error:
+        raise EngineError(
+            "The engine sent a message that is not of this protocol: "
+            f"{error.message} Run the same version at both ends."
+        ) from None
+    return message
+
+
+def _envelope(text: str, limits: Limits) -> tuple[str, Fields]:
+    members = read_object(text, limits)
+    kind = members.pop("type", None)
+    if not isinstance(kind, str):
+        raise RequestError("A message must have a `type`.")
+    return kind, Fields(members, kind if kind in _TYPES.values() else "message")
+
+
+def _read_open(fields: Fields, limits: Limits) -> Open:
+    rate = fields.integer("rate", 1, max(OUTPUT_RATES))
+    if rate is not None and rate not in OUTPUT_RATES:
+        raise fields.bad("rate", f"one of {', '.join(map(str, OUTPUT_RATES))}")
+    return Open(
+        voice=_read_voice(fields, limits),
+        rate=SAMPLE_RATE if rate is None else rate,
+        key=fields.string("key", default="") or None,
+        temperature=fields.number("temperature", 0.0, limits.temperature_max),
+        top_k=fields.integer("top_k", 1, limits.top_k_max),
+        seed=fields.integer("seed", 0, WHOLE_MAX),
+    )
+
+
+def _read_voice(fields: Fields, limits: Limits) -> str | InlineVoice:
+    value = fields.raw("voice")
+    if value is None:
+        return STOCK_VOICE
+    if isinstance(value, str):
+        if not VOICE_ID.fullmatch(value):
+            raise fields.bad("voice", "a voice's name: a-z, 0-9, _ and -, at most 64", VoiceError)
+        return value
+    if not isinstance(value, dict):
+        raise fields.bad("voice", "a voice's name or an object", VoiceError)
+    inline = Fields(value, "voice")
+    voice = InlineVoice(
+        audio=inline.audio("audio", limits),
+        transcript=inline.speech("transcript", limits),
+        consent=_read_consent(inline, limits),
+        speaker=inline.name("speaker", limits, default="caller"),
+    )
+    inline.finish()
+    return voice
+
+
+def _read_consent(fields: Fields, limits: Limits) -> dict[str, str]:
+    consent = fields.object("consent")
+    if len(consent) > 8 or not all(_CONSENT_NAME.fullmatch(name) for name in consent):
+        raise fields.bad("consent", "at most 8 fields with names of a-z, 0-9 and _")
+    record = Fields(dict(consent), "consent")
+    values = {name: record.string(name) for name in consent}
+    if any(len(value) > limits.text_chars for value in values.values()):
+        raise fields.bad("consent", f"made of texts of at most {limits.text_chars} characters")
+    return values
+
+
+def _read_turn(fields: Fields, limits: Limits) -> TurnMessage:
+    who, text = fields.name("who", limits), fields.speech("text", limits)
+    if (audio := fields.raw("audio")) is None:
+        return TurnMessage(who, text)
+    return TurnMessage(who, text, Fields({"audio": audio}, "turn").audio("audio", limits))
+
+
+def _read_say(fields: Fields, limits: Limits) -> Say:
+    return Say(
+        id=fields.match("id", _UTTERANCE_ID),
+        text=fields.speech("text", limits),
+        more=fields.flag("more", False),
+        max_seconds=fields.number("max_seconds", FRAME_SECONDS, limits.speech_seconds_max),
+    )
+
+
+def _read_cancel(fields: Fields, limits: Limits) -> Cancel:
+    return Cancel(fields.match("id", _UTTERANCE_ID))
+
+
+def _read_close(fields: Fields, limits: Limits) -> Close:
+    return Close()
+
+
+def _read_opened(fields: Fields) -> Opened:
+    return Opened(fields.match("conversation", _UTTERANCE_ID), fields.count("rate"))
+
+
+def _read_audio(fields: Fields) -> AudioHeader:
+    id = fields.match("id", _UTTERANCE_ID)
+    return AudioHeader(id, fields.count("seq"), fields.count("frame"), fields.count("samples"))
+
+
+def _read_done(fields: Fields) -> DoneMessage:
+    id, frames = fields.match("id", _UTTERANCE_ID), fields.count("frames")
+    reason = fields.match("reason", _CONSENT_NAME)
+    timings = Fields(fields.object("timings"), "timings")
+    seconds = {name: timings.number(name, 0.0, 1e9) for name in timings.names()}
+    return DoneMessage(id, frames, reason, {k: v for k, v in seconds.items() if v is not None})
+
+
+def _read_error(fields: Fields) -> ErrorMessage:
+    return ErrorMessage(
+        code=fields.string("code"),
+        message=fields.string("message"),
+        retryable=fields.flag("retryable", False),
+        id=fields.string("id", default="") or None,
+        retry_after=fields.number("retry_after", 0.0, 1e9),
+        about=fields.string("about", default="") or None,
+    )
+
+
+_CLIENT_READERS: dict[str, Callable[[Fields, Limits], ClientMessage]] = {
+    "open": _read_open,
+    "turn": _read_turn,
+    "say": _read_say,
+    "cancel": _read_cancel,
+    "close": _read_close,
+}
+_SERVER_READERS: dict[str, Callable[[Fields], ServerMessage]] = {
+    "opened": _read_opened,
+    "audio": _read_audio,
+    "done": _read_done,
+    "error": _read_error,
+}
+
+
+# Writing
+
+_TYPES: dict[type, str] = {
+    Open: "open",
+    TurnMessage: "turn",
+    Say: "say",
+    Cancel: "cancel",
+    Close: "close",
+    Opened: "opened",
+    AudioHeader: "audio",
+    DoneMessage: "done",
+    ErrorMessage: "error",
+}
+
+
+def encode(message: ClientMessage | ServerMessage) -> str:
+    """One line of JSON; fields that are None are left out, bytes become base64."""
+    members = {"type": _TYPES[type(message)], **_members(message)}
+    return json.dumps(members, allow_nan=False, separators=(",", ":"))
+
+
+def _members(value: Any) -> dict[str, Any]:
+    present = ((part.name, getattr(value, part.name)) for part in dataclasses.fields(value))
+    return {name: _plain(member) for name, member in present if member is not None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return _members(value) if isinstance(value, InlineVoice) else value
