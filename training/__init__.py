@@ -1,0 +1,1 @@
+"""How csm-tiny was made: corpus, codec, language model, export, evaluation."""

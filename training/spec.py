@@ -1,0 +1,159 @@
+"""What csm-tiny is: its sizes, its symbols and its files' settings. Knows nothing of training.
+
+Everything that must be equal in training, export and use stands here once.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # set before torch loads: spinning threads
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # of two jobs on shared cores starve each other
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import (
+    CsmConfig,
+    CsmDepthDecoderConfig,
+    EncodecFeatureExtractor,
+    MimiConfig,
+    PreTrainedTokenizerFast,
+)
+
+SAMPLE_RATE = 24_000
+FRAME = 1920
+"""Samples in a frame: 80 ms."""
+CODEBOOKS = 8
+CODES = 512
+VOCAB = CODES + 3
+"""Codec codes, two spare ids, and the padding id."""
+END = 0
+"""The end frame is this code in every codebook; the codec never chooses it in codebook 0."""
+WIDTH = 128
+"""Every turn's text takes a multiple of so many symbols."""
+
+SPECIAL = (
+    "<|pad|>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|AUDIO|>",
+    "<|audio_eos|>",
+    "<|unk|>",
+)
+PAD, BOS, EOS, AUDIO, AUDIO_END, UNK = range(len(SPECIAL))
+SYMBOLS = "".join(map(chr, range(0x20, 0x7F)))
+TEXT_VOCAB = 128
+"""Specials and printable ASCII, rounded up."""
+
+MIMI = {
+    "num_filters": 24,
+    "hidden_size": 256,
+    "codebook_dim": 128,
+    "vector_quantization_hidden_dimension": 128,
+    "num_quantizers": CODEBOOKS,
+    "num_semantic_quantizers": 1,
+    "codebook_size": CODES,
+    "upsample_groups": 256,
+    "num_hidden_layers": 2,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "layer_scale_initial_scale": 0.1,
+}
+
+ROPE = {"rope_type": "default", "rope_theta": 1000.0}
+"""A low base spends the rotary pairs on distances that occur here, below 2048."""
+
+# The order of Mimi's convolutions, strides first to last, as the processor wants to know them to
+# count frames without running the codec.
+ENCODED_LENGTH = {
+    "kernel_sizes": [7, 3, 1, 8, 3, 1, 10, 3, 1, 12, 3, 1, 16, 3, 4],
+    "strides": [1, 1, 1, 4, 1, 1, 5, 1, 1, 6, 1, 1, 8, 1, 2],
+    "dilations": [1] * 15,
+    "use_causal_conv": True,
+}
+
+GENERATION = {
+    "do_sample": True,
+    "temperature": 0.5,
+    "top_k": 20,
+    "max_new_tokens": 160,
+    "depth_decoder_do_sample": True,
+    "depth_decoder_temperature": 0.5,
+    "depth_decoder_top_k": 20,
+    # Ids that are no codec codes. Training never shows them, so this is a belt with the braces.
+    "suppress_tokens": [CODES, CODES + 1, CODES + 2],
+    "depth_decoder_suppress_tokens": [CODES, CODES + 1, CODES + 2],
+    "depth_decoder_min_new_tokens": CODEBOOKS - 1,
+    "depth_decoder_max_new_tokens": CODEBOOKS - 1,
+}
+
+
+def mimi_config() -> MimiConfig:
+    """The codec: 24 kHz, 12.5 frames a second, 8 codebooks of 512."""
+    return MimiConfig(**MIMI)
+
+
+def csm_config(codec: MimiConfig | None = None) -> CsmConfig:
+    """The model: backbone 5 x 256, depth decoder 2 x 256, everything else as in CSM-1B."""
+    depth = CsmDepthDecoderConfig(
+        num_codebooks=CODEBOOKS,
+        backbone_hidden_size=256,
+        vocab_size=VOCAB,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CODEBOOKS + 1,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+    )
+    return CsmConfig(
+        num_codebooks=CODEBOOKS,
+        vocab_size=VOCAB,
+        text_vocab_size=TEXT_VOCAB,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        rope_parameters=ROPE,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=None,
+        audio_token_id=AUDIO,
+        audio_eos_token_id=AUDIO_END,
+        codebook_pad_token_id=VOCAB - 1,
+        codebook_eos_token_id=END,
+        depth_decoder_config=depth.to_dict(),
+        codec_config=(codec or mimi_config()).to_dict(),
+    )
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character; what is not printable ASCII is `<|unk|>`."""
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL, *SYMBOLS))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[UNK]))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=SPECIAL[PAD],
+        bos_token=SPECIAL[BOS],
+        eos_token=SPECIAL[EOS],
+        unk_token=SPECIAL[UNK],
+        additional_special_tokens=[SPECIAL[AUDIO], SPECIAL[AUDIO_END]],
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        model_max_length=4096,
+    )
+
+
+def feature_extractor() -> EncodecFeatureExtractor:
+    """Mono, 24 kHz, no chunking: as CSM-1B's."""
+    return EncodecFeatureExtractor(feature_size=1, sampling_rate=SAMPLE_RATE, padding_value=0.0)
+
+
+def processor_settings() -> dict[str, Any]:
+    """What the processor adds to its two parts."""
+    return {"audio_kwargs": {"encoded_length_kwargs": ENCODED_LENGTH, "sampling_rate": SAMPLE_RATE}}
