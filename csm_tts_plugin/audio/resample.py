@@ -24,6 +24,9 @@ HALF_SECONDS = 0.005
 """Reach of the filter to each side: the delay of the resampler."""
 
 STOPBAND_DB = 80.0
+
+_PCM_SCALE = 32_768.0
+"""The scale of libsndfile too, so that writing and reading a file changes no sample."""
 _BETA = 0.1102 * (STOPBAND_DB - 8.7)
 _BLOCK_INPUTS = 120
 _MAX_TERM = 1_000
@@ -32,15 +35,16 @@ _MIN_RATE = 4_000
 
 def to_pcm16(samples: Samples) -> bytes:
     """Little-endian 16-bit PCM of float32 samples in [-1, 1]; louder ones clip, NaN is 0."""
-    clipped = np.clip(np.nan_to_num(samples, nan=0.0), -1.0, 1.0, dtype=np.float32)
-    return bytes(np.rint(clipped * np.float32(32_767.0)).astype("<i2").data)
+    clipped = np.clip(np.nan_to_num(samples, nan=0.0), -1.0, 1.0)
+    scaled = np.minimum(np.rint(clipped * np.float32(_PCM_SCALE)), _PCM_SCALE - 1.0)
+    return bytes(scaled.astype("<i2").data)
 
 
 def from_pcm16(pcm: bytes) -> Samples:
     """The inverse of `to_pcm16`. Raises AudioError when half a sample is left over."""
     if len(pcm) % 2:
         raise AudioError("PCM of 16 bits has an odd number of bytes; send whole samples.")
-    return np.frombuffer(pcm, dtype="<i2").astype(np.float32) / np.float32(32_767.0)
+    return np.frombuffer(pcm, dtype="<i2").astype(np.float32) / np.float32(_PCM_SCALE)
 
 
 @dataclass(frozen=True, slots=True)

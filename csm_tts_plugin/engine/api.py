@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..errors import CsmError
 
     Samples = npt.NDArray[np.float32]
+    Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Turn:
     """One speaker's text with its sound: float32, mono, 24 kHz, in [-1, 1]; None: text only."""
 
     speaker: str
-    text: str
+    text: str = field(repr=False)
     audio: Samples | None = field(default=None, repr=False)
 
 
@@ -80,11 +81,12 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """The next samples of an utterance; `frame` counts the frames before them."""
+    """One frame of an utterance: 1920 samples, and the codes [K] behind them; `frame` counts from 0."""
 
     utterance: str
     frame: int
     samples: Samples = field(repr=False)
+    codes: Codes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from csm_tts_plugin.audio.resample import StreamResampler, from_pcm16, to_pcm16
 from csm_tts_plugin.errors import AudioError
 
 SEED = int(os.environ.get("TEST_SEED", "20240611"))
-LSB = 1.0 / 32_767.0
+LSB = 1.0 / 32_768.0
 PAIRS = [
     (24_000, 8_000),
     (24_000, 16_000),
@@ -114,11 +114,13 @@ def test_a_hopeless_pair_of_rates_is_refused(pair):
 def test_pcm_clips_and_never_wraps():
     loud = np.array([-9.0, -1.0, 0.0, 1.0, 1.0001, 9.0, np.inf, np.nan], dtype=np.float32)
     got = np.frombuffer(to_pcm16(loud), dtype="<i2")
-    assert got.tolist() == [-32_767, -32_767, 0, 32_767, 32_767, 32_767, 32_767, 0]
+    assert got.tolist() == [-32_768, -32_768, 0, 32_767, 32_767, 32_767, 32_767, 0]
 
 
 def test_pcm_goes_there_and_back():
     samples = np.linspace(-1, 1, 999, dtype=np.float32)
     assert np.max(np.abs(from_pcm16(to_pcm16(samples)) - samples)) <= LSB
+    every = np.arange(-32_768, 32_768, dtype="<i2").tobytes()
+    assert to_pcm16(from_pcm16(every)) == every
     with pytest.raises(AudioError, match="odd number"):
         from_pcm16(b"abc")
