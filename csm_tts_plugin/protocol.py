@@ -150,6 +150,17 @@ def parse_client(text: str, limits: Limits) -> ClientMessage:
     return message
 
 
+def addressed(text: str, limits: Limits) -> tuple[str | None, str | None]:
+    """The `id` and the type of a message that was refused, for the answer; None where unknown."""
+    try:
+        kind, fields = _envelope(text, limits)
+        if kind not in _CLIENT_READERS:
+            return None, None
+        return (fields.match("id", _UTTERANCE_ID) if kind == "say" else None), kind
+    except RequestError:
+        return None, None
+
+
 def parse_server(text: str, limits: Limits | None = None) -> ServerMessage:
     """An engine's message. Raises EngineError: the peer is not this engine, or not this version."""
     try:

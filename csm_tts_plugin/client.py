@@ -1,0 +1,171 @@
+"""The engines of a network by their URLs: conversations, status, typed errors.
+
+Knows nothing of LiveKit or torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Self
+
+import aiohttp
+
+from .config import SAMPLE_RATE
+from .conversation import Chunk, Conversation, Utterance
+from .errors import AuthError, BusyError, ConfigError, CsmError, UnavailableError
+from .protocol import STOCK_VOICE, InlineVoice, Open
+
+__all__ = ["Chunk", "Conversation", "EngineClient", "InlineVoice", "Utterance"]
+
+_MESSAGE_BYTES = 4 * 2**20
+_CLOSE_SECONDS = 1.0
+_HEARTBEAT_SECONDS = 15.0
+
+
+class EngineClient:
+    """The engines at `urls` (http or ws, tried in turn), with one `key` for all of them.
+
+    `connect_timeout` bounds the way to an engine, `timeout` every wait for its answer, in seconds.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        key: str | None = None,
+        connect_timeout: float = 2.0,
+        timeout: float = 10.0,
+    ) -> None:
+        given = [urls] if isinstance(urls, str) else list(urls)
+        if not given:
+            raise ConfigError("No engine URL given; name one, such as http://127.0.0.1:8090.")
+        self._urls = [_base(url) for url in given]
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._connect_timeout = connect_timeout
+        self._timeout = timeout
+        self._session: aiohttp.ClientSession | None = None
+        self._conversations: set[Conversation] = set()
+        self._closed = False
+
+    async def conversation(
+        self,
+        voice: str | InlineVoice = STOCK_VOICE,
+        *,
+        rate: int = SAMPLE_RATE,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+    ) -> Conversation:
+        """Open a conversation on the first engine that takes it.
+
+        `rate` is one of `config.OUTPUT_RATES`, in Hz; None leaves sampling to the checkpoint.
+        Raises AuthError, RequestError; BusyError, UnavailableError, EngineTimeoutError when no
+        engine of the list can have it.
+        """
+        opening = Open(voice, rate, None, temperature, top_k, seed)
+        failures: list[CsmError] = []
+        for url in self._urls:
+            try:
+                return await self._open_at(url, opening)
+            except CsmError as error:
+                if not error.retryable:
+                    raise
+                failures.append(error)
+        busy = [error for error in failures if isinstance(error, BusyError)]
+        raise (busy or failures)[-1]
+
+    async def status(self) -> dict[str, Any]:
+        """What the first engine that answers says at `/readyz`: ready, detail, slots and so on.
+
+        Raises UnavailableError when none answers.
+        """
+        error: CsmError | None = None
+        for url in self._urls:
+            try:
+                async with asyncio.timeout(self._connect_timeout):
+                    async with self._http().get(f"{url}/readyz", headers=self._headers) as answer:
+                        return dict(await answer.json())
+            except (OSError, aiohttp.ClientError, ValueError, TypeError) as cause:
+                error = _unreachable(url, cause)
+        assert error is not None
+        raise error from None
+
+    async def aclose(self) -> None:
+        """Close every conversation still open, and the connections."""
+        self._closed = True
+        await asyncio.gather(*(open.aclose() for open in list(self._conversations)))
+        if self._session is not None:
+            await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _open_at(self, url: str, opening: Open) -> Conversation:
+        socket = await self._connect(url)
+        conversation = Conversation(socket, opening, self._timeout, self._conversations)
+        try:
+            await conversation._reopen(opening)
+        except BaseException:
+            await conversation.aclose()
+            raise
+        return conversation
+
+    async def _connect(self, url: str) -> aiohttp.ClientWebSocketResponse:
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                return await self._http().ws_connect(
+                    f"{url}/v1/stream",
+                    headers=self._headers,
+                    compress=0,
+                    heartbeat=_HEARTBEAT_SECONDS,
+                    max_msg_size=_MESSAGE_BYTES,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
+                )
+        except aiohttp.WSServerHandshakeError as refusal:
+            raise _refused(url, refusal) from None
+        except (OSError, aiohttp.ClientError, ValueError) as cause:
+            raise _unreachable(url, cause) from None
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise UnavailableError("The engine client is closed; make a new one.")
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        return self._session
+
+
+def _base(url: str) -> str:
+    """`http(s)://host:port` of what a person writes. Raises ConfigError."""
+    text = url.strip().rstrip("/")
+    scheme, found, rest = text.partition("://")
+    if not found:
+        scheme, rest = "http", text
+    web = {"http": "http", "https": "https", "ws": "http", "wss": "https"}.get(scheme.lower())
+    if web is None or not rest or any(char.isspace() for char in rest):
+        raise ConfigError(f"{url!r} is no engine URL; write one like http://127.0.0.1:8090.")
+    return f"{web}://{rest}"
+
+
+def _unreachable(url: str, cause: Exception) -> UnavailableError:
+    why = "it did not answer in time" if isinstance(cause, TimeoutError) else type(cause).__name__
+    return UnavailableError(
+        f"No engine at {url} ({why}); start one with `python -m csm_tts_plugin serve`."
+    )
+
+
+def _refused(url: str, refusal: aiohttp.WSServerHandshakeError) -> CsmError:
+    if refusal.status in (401, 403):
+        return AuthError(f"The engine at {url} refused the key; set CSM_ENGINE_KEY to its key.")
+    retry_after = refusal.headers.get("Retry-After", "") if refusal.headers else ""
+    after = float(retry_after) if retry_after.isdecimal() else None
+    if refusal.status == 429:
+        return BusyError(f"The engine at {url} is busy.", retry_after=after)
+    if refusal.status == 503:
+        return UnavailableError(f"The engine at {url} takes no calls now.", retry_after=after)
+    return UnavailableError(
+        f"What listens at {url} is no engine (status {refusal.status}); check the URL."
+    )

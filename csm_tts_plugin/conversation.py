@@ -1,0 +1,305 @@
+"""One conversation with an engine, and what it says there: the client's side of a socket.
+
+Knows no URLs. A conversation has one task that reads and one that writes, so that a cancel never
+waits for anything and a lost socket ends every utterance at once with a typed error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import aiohttp
+
+from .errors import CsmError, EngineError, EngineTimeoutError, UnavailableError
+from .protocol import (
+    AudioHeader,
+    Cancel,
+    ClientMessage,
+    DoneMessage,
+    ErrorMessage,
+    InlineVoice,
+    Open,
+    Opened,
+    Say,
+    ServerMessage,
+    TurnMessage,
+    encode,
+    parse_server,
+)
+
+logger = logging.getLogger("csm_tts_plugin.client")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`samples` samples of 16-bit little-endian mono PCM; `frame` 80 ms frames came before them."""
+
+    pcm: bytes = field(repr=False)
+    frame: int
+    samples: int
+
+
+class Conversation:
+    """The context of one call in an engine. Made by `EngineClient.conversation`."""
+
+    def __init__(
+        self,
+        socket: aiohttp.ClientWebSocketResponse,
+        opening: Open,
+        timeout: float,
+        registry: set[Conversation],
+    ) -> None:
+        self._socket = socket
+        self._opening = opening
+        self._timeout = timeout
+        self._registry = registry
+        self._opened: asyncio.Future[Opened] | None = None
+        self._reopening = asyncio.Lock()
+        self._utterances: dict[str, Utterance] = {}
+        self._count = 0
+        self._error: CsmError | None = None
+        self._heard = 0.0
+        self._outgoing: asyncio.Queue[str] = asyncio.Queue()
+        self._reader = asyncio.create_task(self._read(), name="csm-client-read")
+        self._writer = asyncio.create_task(self._write(), name="csm-client-write")
+        registry.add(self)
+
+    @property
+    def rate(self) -> int:
+        """Hz of the chunks."""
+        return self._opening.rate
+
+    @property
+    def error(self) -> CsmError | None:
+        """Why no more can be said here; None while it is open."""
+        return self._error
+
+    async def set_voice(
+        self,
+        voice: str | InlineVoice,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Another voice and sampling from the next `say` on; the turns stay.
+
+        Raises VoiceError, AudioError or ConsentError and keeps the old voice; or as `say` does.
+        """
+        await self._reopen(
+            replace(self._opening, voice=voice, temperature=temperature, top_k=top_k, seed=seed)
+        )
+
+    async def turn(self, who: str, text: str, audio: bytes | None = None) -> None:
+        """Tell the engine what somebody said; `audio` is an encoded file (WAV, FLAC, OGG).
+
+        The engine answers only to refuse it, which is logged: speech goes on without that context.
+        """
+        self._post(TurnMessage(who, text, audio))
+
+    async def say(
+        self, text: str, *, more: bool = False, max_seconds: float | None = None
+    ) -> Utterance:
+        """Speak one sentence after those already said; `more`: the same reply goes on after it.
+
+        Raises UnavailableError when the connection is lost: open another conversation.
+        """
+        self._count += 1
+        utterance = Utterance(str(self._count), self)
+        self._post(Say(utterance.id, text, more, max_seconds))
+        self._utterances[utterance.id] = utterance
+        return utterance
+
+    async def aclose(self) -> None:
+        """Cancel what it still says and free it in the engine; bounded in time."""
+        if self._error is None:
+            self._error = UnavailableError("The conversation is closed; open another.")
+        for utterance in list(self._utterances.values()):
+            utterance._finish()
+        self._writer.cancel()
+        await self._socket.close()
+        self._reader.cancel()
+        await asyncio.wait({self._reader, self._writer})
+        self._registry.discard(self)
+
+    async def _reopen(self, opening: Open) -> None:
+        async with self._reopening:
+            self._opened = asyncio.get_running_loop().create_future()
+            try:
+                self._post(opening)
+                async with asyncio.timeout(self._timeout):
+                    await self._opened
+            except TimeoutError:
+                raise EngineTimeoutError(
+                    f"The engine did not open the conversation within {self._timeout:g} s."
+                ) from None
+            finally:
+                self._opened = None
+            self._opening = opening
+
+    def _post(self, message: ClientMessage) -> None:
+        if self._error is not None:
+            raise self._error
+        self._outgoing.put_nowait(encode(message))
+
+    def _cancel(self, id: str) -> None:
+        if self._error is None:
+            self._post(Cancel(id))
+
+    async def _write(self) -> None:
+        # The reader learns of a broken socket too, and tells the utterances.
+        with suppress(OSError, aiohttp.ClientError):
+            while True:
+                await self._socket.send_str(await self._outgoing.get())
+
+    async def _read(self) -> None:
+        error: CsmError | None = None
+        try:
+            await self._receive()
+        except CsmError as broken:
+            error = broken
+        finally:
+            lost = UnavailableError("The connection to the engine was lost; open another.")
+            self._lose(self._error or error or lost)
+        if not self._socket.closed:
+            await self._socket.close()
+
+    async def _receive(self) -> None:
+        """Until the socket ends. Raises EngineError when the engine breaks the protocol."""
+        header: AudioHeader | None = None
+        async for message in self._socket:
+            if message.type is aiohttp.WSMsgType.ERROR:
+                return
+            if header is not None:
+                self._hear(header, message)
+                header = None
+            elif message.type is not aiohttp.WSMsgType.TEXT:
+                raise EngineError("The engine sent sound that it had not announced.")
+            else:
+                parsed = parse_server(message.data)
+                header = parsed if isinstance(parsed, AudioHeader) else None
+                self._dispatch(parsed)
+
+    def _hear(self, header: AudioHeader, message: aiohttp.WSMessage) -> None:
+        binary = message.type is aiohttp.WSMsgType.BINARY
+        if not binary or len(message.data) != 2 * header.samples:
+            raise EngineError("The engine sent other sound than it had announced.")
+        self._heard = asyncio.get_running_loop().time()
+        if (utterance := self._utterances.get(header.id)) is not None:
+            utterance._hear(header, message.data)
+
+    def _dispatch(self, message: ServerMessage) -> None:
+        match message:
+            case Opened():
+                if self._opened is not None and not self._opened.done():
+                    self._opened.set_result(message)
+            case DoneMessage():
+                self._heard = asyncio.get_running_loop().time()
+                if (utterance := self._utterances.pop(message.id, None)) is not None:
+                    utterance.result = message
+                    utterance._finish()
+            case ErrorMessage(id=str(id)):
+                if (utterance := self._utterances.pop(id, None)) is not None:
+                    utterance._finish(message.to_exception())
+            case ErrorMessage():
+                self._complain(message)
+
+    def _complain(self, message: ErrorMessage) -> None:
+        """An error of the conversation: the answer to `open`, or a word before it is closed."""
+        if self._opened is not None and message.about in ("open", None):
+            if not self._opened.done():
+                self._opened.set_exception(message.to_exception())
+        elif message.about is None:
+            self._lose(message.to_exception())
+        else:
+            logger.warning("the engine refused a %s: %s", message.about, message.code)
+
+    def _lose(self, error: CsmError) -> None:
+        if self._error is None:
+            self._error = error
+        self._registry.discard(self)
+        self._writer.cancel()
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_exception(error)
+        utterances, self._utterances = self._utterances, {}
+        for utterance in utterances.values():
+            utterance._finish(error)
+
+
+class Utterance:
+    """One text being spoken: iterate over its chunks once. Made by `Conversation.say`.
+
+    Leaving the iteration, by `break` or because the task is cancelled, cancels it in the engine.
+    Iterating raises the typed error that ended it: UnavailableError for a lost connection,
+    EngineTimeoutError when nothing came for the client's `timeout`, or what the engine reported.
+    """
+
+    def __init__(self, id: str, conversation: Conversation) -> None:
+        self.id = id
+        self.result: DoneMessage | None = None
+        """How it ended, once the engine has said so."""
+        self._conversation = conversation
+        self._incoming: asyncio.Queue[Chunk | CsmError | None] = asyncio.Queue()
+        self._expected_seq = 0
+        self._finished = False
+
+    async def __aiter__(self) -> AsyncGenerator[Chunk, None]:
+        try:
+            while (chunk := await self._next()) is not None:
+                yield chunk
+        finally:
+            self._stop()
+
+    async def cancel(self) -> None:
+        """Stop it at once, here and in the engine; iteration ends, what was unread is dropped."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._finished:
+            return
+        while not self._incoming.empty():
+            self._incoming.get_nowait()
+        self._finish()
+        self._conversation._cancel(self.id)
+
+    async def _next(self) -> Chunk | None:
+        """The next chunk, None at the end. Raises what ended it."""
+        if self._finished and self._incoming.empty():
+            return None
+        item = await self._wait()
+        if isinstance(item, CsmError):
+            raise item
+        return item
+
+    async def _wait(self) -> Chunk | CsmError | None:
+        timeout = self._conversation._timeout
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while True:
+            # Sentences are spoken in order: sound of an earlier one shows that ours will come.
+            deadline = max(began, self._conversation._heard) + timeout
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    return await self._incoming.get()
+            if loop.time() >= max(began, self._conversation._heard) + timeout:
+                self._stop()
+                return EngineTimeoutError(f"The engine gave no sound for {timeout:g} s.")
+
+    def _hear(self, header: AudioHeader, pcm: bytes) -> None:
+        if self._finished:
+            return
+        if header.seq != self._expected_seq:
+            self._finish(EngineError("Sound of the reply was lost on its way."))
+            self._conversation._cancel(self.id)
+            return
+        self._expected_seq += 1
+        self._incoming.put_nowait(Chunk(pcm, header.frame, header.samples))
+
+    def _finish(self, error: CsmError | None = None) -> None:
+        if not self._finished:
+            self._finished = True
+            self._incoming.put_nowait(error)
