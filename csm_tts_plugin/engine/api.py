@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+import numpy as np
+import numpy.typing as npt
 
-    from ..errors import CsmError
+from ..errors import CsmError
 
-    Samples = npt.NDArray[np.float32]
-    Codes = npt.NDArray[np.int64]
+Samples = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +131,8 @@ class EngineStatus:
     queued: int
     queue: int
     conversations: int
+    failure: CsmError | None = None
+    """Why it will never be ready (again): loading failed, or the device thread ended."""
 
 
 class SpeechEngine(Protocol):
@@ -152,7 +153,7 @@ class SpeechEngine(Protocol):
         """A new conversation; its id. Raises RequestError, UnavailableError."""
 
     def set_voice(self, conversation: str, voice: VoicePrompt | None) -> None:
-        """From the next utterance on; turns of speakers other than the voice's stay."""
+        """From the next utterance on. Turns that were added stay, what was said in the old voice goes."""
 
     def add_turn(self, conversation: str, turn: Turn) -> None:
         """Context: what somebody said. Prefilled as soon as the device has time."""
