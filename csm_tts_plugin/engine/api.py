@@ -42,6 +42,8 @@ class VoicePrompt:
     key: str
     speaker: str
     turns: tuple[Turn, ...]
+    private: bool = False
+    """Forgotten with the last conversation that speaks in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,9 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """One frame of an utterance: 1920 samples, and the codes [K] behind them; `frame` counts from 0."""
+    """One frame of an utterance: 1920 samples, and the codes [K] behind them; `frame` counts from
+    0.
+    """
 
     utterance: str
     frame: int
@@ -153,7 +157,9 @@ class SpeechEngine(Protocol):
         """A new conversation; its id. Raises RequestError, UnavailableError."""
 
     def set_voice(self, conversation: str, voice: VoicePrompt | None) -> None:
-        """From the next utterance on. Turns that were added stay, what was said in the old voice goes."""
+        """From the next utterance on. Turns that were added stay, what was said in the old voice
+        goes.
+        """
 
     def add_turn(self, conversation: str, turn: Turn) -> None:
         """Context: what somebody said. Prefilled as soon as the device has time."""

@@ -1,0 +1,289 @@
+"""The engine: one thread that owns the device, and a face that any thread may call.
+
+Each round of the thread is schedule -> run -> deliver: obey what was asked meanwhile, let the
+scheduler hand out slots and rows, read a piece of a prompt, make one frame for everybody who needs
+one, and hand the samples to the sinks. Callers only append to an inbox, so nothing they do waits
+for the device.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Callable
+
+from ..config import EngineConfig, Limits
+from ..errors import CsmError, EngineError, RequestError, UnavailableError
+from .api import EngineInfo, EngineStatus, Sampling, Sink, Turn, VoicePrompt
+from .checks import check_text, check_turn, check_voice
+from .context import Context
+from .conversation import Conversation, Utterance
+from .defaults import SamplingDefaults, engine_info
+from .guards import Guard, frames_for
+from .loading import Checkpoint, load_checkpoint
+from .prompt import PromptWriter
+from .rounds import Rounds
+from .runner import Draw, Runner
+from .scheduler import Job, Scheduler
+
+log = logging.getLogger("csm_tts_plugin.engine")
+
+_PIECE = {"cuda": 256, "cpu": 64}
+"""Positions read between two frames of others."""
+
+_PARKED = 32
+"""Rows kept, beyond the slots, for conversations that are quiet at the moment."""
+
+Command = Callable[[Rounds], None]
+
+
+class Engine:
+    """See `api.SpeechEngine`. `checkpoint`: an already loaded model instead of `config.model`."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        limits: Limits | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.config, self.limits = config, limits or Limits()
+        self._checkpoint = checkpoint
+        self._wake = threading.Condition()
+        self._inbox: list[Command] = []
+        self._news = False
+        self._scheduler: Scheduler | None = None
+        self._rounds: Rounds | None = None
+        self._writer: PromptWriter | None = None
+        self._defaults = SamplingDefaults()
+        self._conversations: dict[str, Conversation] = {}
+        self._info: EngineInfo | None = None
+        self._detail = "not started"
+        self._failure: CsmError | None = None
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    # Life -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        if self._thread is not None:
+            raise RuntimeError("an engine is started once")
+        self._detail = f"loading {self.config.model}"
+        self._thread = threading.Thread(target=self._main, name="csm-engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Block until ready. Raises what keeps it from that, UnavailableError after `timeout`."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._ready or self._failure is not None, timeout)
+            self._require_ready()
+
+    @property
+    def _ready(self) -> bool:
+        return self._rounds is not None and self._failure is None and not self._stopping
+
+    def _require_ready(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if not self._ready:
+            raise UnavailableError(f"The engine is not ready: {self._detail}.", retry_after=1.0)
+
+    def info(self) -> EngineInfo | None:
+        return self._info
+
+    def status(self) -> EngineStatus:
+        with self._wake:
+            scheduler = self._scheduler
+            return EngineStatus(
+                ready=self._ready,
+                detail=str(self._failure) if self._failure else self._detail,
+                slots=self.config.slots,
+                speaking=scheduler.running() if scheduler else 0,
+                queued=scheduler.waiting() if scheduler else 0,
+                queue=self.config.queue,
+                conversations=len(self._conversations),
+            )
+
+    # What callers ask -----------------------------------------------------------------------------
+
+    def open(self, voice: VoicePrompt | None = None, sampling: Sampling | None = None) -> str:
+        check_voice(voice, self.limits)
+        with self._wake:
+            self._require_ready()
+            assert self._scheduler is not None
+            assert self._info is not None
+            id = uuid.uuid4().hex
+            context = Context(self._info.codebooks, self._info.max_context)
+            seat = self._scheduler.open(id)
+            conversation = Conversation(seat, context, sampling or Sampling())
+            self._conversations[id] = conversation
+            if voice is not None:
+                self._post(lambda rounds: rounds.set_voice(conversation, voice))
+        return id
+
+    def set_voice(self, conversation: str, voice: VoicePrompt | None) -> None:
+        check_voice(voice, self.limits)
+        with self._wake:
+            found = self._find(conversation)
+            self._post(lambda rounds: rounds.set_voice(found, voice))
+
+    def add_turn(self, conversation: str, turn: Turn) -> None:
+        check_turn(turn, self.limits)
+        with self._wake:
+            found = self._find(conversation)
+            self._post(lambda rounds: rounds.add_turn(found, turn))
+
+    def say(
+        self,
+        conversation: str,
+        text: str,
+        sink: Sink,
+        *,
+        sampling: Sampling | None = None,
+        max_seconds: float | None = None,
+        more: bool = False,
+        live: bool = True,
+    ) -> str:
+        text = check_text(text, self.limits)
+        if max_seconds is not None and not 0 < max_seconds < float("inf"):
+            raise RequestError(f"max_seconds must be a positive number, got {max_seconds}.")
+        with self._wake:
+            found = self._find(conversation)
+            assert self._writer is not None
+            assert self._scheduler is not None
+            if len(found.utterances) >= self.limits.utterances_per_conversation:
+                raise RequestError(
+                    f"{len(found.utterances)} sentences of this conversation wait already; "
+                    "let some be spoken first."
+                )
+            utterance = Utterance(
+                Job(uuid.uuid4().hex, live=live, more=more),
+                self._writer.turn(0, text),
+                sink,
+                self._draw(sampling or found.sampling),
+                Guard(frames_for(text, max_seconds)),
+            )
+            self._scheduler.admit(found.seat, utterance.job, retry_after=self._retry_after())
+            found.utterances[utterance.id] = utterance
+            self._tell()
+        return utterance.id
+
+    def cancel(self, utterance: str) -> None:
+        with self._wake:
+            self._post(lambda rounds: rounds.cancel(utterance))
+
+    def close(self, conversation: str) -> None:
+        with self._wake:
+            if conversation in self._conversations:
+                self._post(lambda rounds: rounds.close(conversation))
+
+    def _find(self, conversation: str) -> Conversation:
+        self._require_ready()
+        found = self._conversations.get(conversation)
+        if found is None:
+            raise RequestError("There is no such conversation: open one first.")
+        return found
+
+    def _draw(self, sampling: Sampling) -> Draw:
+        seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
+        return self._defaults.draw(sampling.temperature, sampling.top_k, seed)
+
+    def _retry_after(self) -> float:
+        """A guess at when a slot comes free: half a sentence."""
+        return 1.0
+
+    def _post(self, command: Command) -> None:
+        self._inbox.append(command)
+        self._tell()
+
+    def _tell(self) -> None:
+        """There is something to do; the lock is held."""
+        self._news = True
+        self._wake.notify_all()
+
+    # The thread -----------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._load()
+            self._serve()
+        except CsmError as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("the engine stopped")
+            self._fail(EngineError(f"The engine stopped: {type(error).__name__}. Restart it."))
+        finally:
+            self._fail_everybody(self._failure or UnavailableError("The engine is shutting down."))
+
+    def _load(self) -> None:
+        import torch
+
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        checkpoint = self._checkpoint or load_checkpoint(self.config)
+        slots = self.config.slots
+        rows = slots + min(slots, _PARKED)
+        limit = checkpoint.model.config.max_position_embeddings
+        context = min(self.config.max_context or limit, limit)
+        self._detail = "packing weights"
+        runner = Runner(checkpoint.model, rows, context)
+        weights = runner.weights
+        writer = PromptWriter(checkpoint.processor, weights.codebooks, weights.eos_code)
+        scheduler = Scheduler(
+            slots=slots,
+            queue=self.config.queue,
+            rows=rows,
+            piece=_PIECE[checkpoint.device.type],
+            max_lead_s=self.config.max_lead_s,
+        )
+        self._detail = "warming up"
+        runner.warm_up()
+        with self._wake:
+            self._writer, self._scheduler = writer, scheduler
+            self._defaults = SamplingDefaults.of(checkpoint.model)
+            self._info = engine_info(checkpoint, context)
+            self._rounds = Rounds(runner, scheduler, writer, self._conversations, self._wake)
+            self._detail = "ready"
+            self._wake.notify_all()
+
+    def _serve(self) -> None:
+        rounds = self._rounds
+        assert rounds is not None
+        while True:
+            with self._wake:
+                if self._stopping:
+                    return
+                inbox, self._inbox = self._inbox, []
+                self._news = False
+            for command in inbox:
+                command(rounds)
+            if rounds.run(time.monotonic()):
+                continue
+            with self._wake:
+                if not self._news and not self._stopping:
+                    self._wake.wait(rounds.patience(time.monotonic()))
+
+    def _fail(self, error: CsmError) -> None:
+        with self._wake:
+            self._failure = error
+            self._wake.notify_all()
+
+    def _fail_everybody(self, error: CsmError) -> None:
+        with self._wake:
+            self._stopping = True
+            conversations = list(self._conversations.values())
+            self._conversations.clear()
+            self._wake.notify_all()
+        for conversation in conversations:
+            for utterance in list(conversation.utterances.values()):
+                utterance.fail(error)

@@ -1,0 +1,103 @@
+"""The Llama layer that backbone and depth decoder share, packed for single steps.
+
+q, k and v come out of one matrix product, gate and up out of another. The modules of transformers
+keep working: their weights become views of the packed ones, so nothing is held twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ModelLoadError
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of x [..., D]; cos and sin broadcast to it, in the half-split
+    layout.
+    """
+    low, high = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat([-high, low], dim=-1), sin)
+
+
+def rope_tables(rotary: Any, positions: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [positions, D], from a rotary module of transformers (its scaling included).
+
+    Angles are computed in float32 whatever the dtype, as transformers does.
+    """
+    inv_freq = rotary.inv_freq.float()
+    angles = torch.arange(positions, device=inv_freq.device).float()[:, None] * inv_freq
+    angles = torch.cat([angles, angles], dim=-1)
+    scale = rotary.attention_scaling
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+
+
+def fuse(*linears: Any) -> tuple[Tensor, Tensor | None]:
+    """One weight (and bias) out of several linear layers over the same input; the layers become
+    views.
+    """
+    weight = torch.cat([linear.weight.data for linear in linears])
+    start = 0
+    for linear in linears:
+        rows = linear.weight.shape[0]
+        linear.weight.data = weight[start : start + rows]
+        start += rows
+    if linears[0].bias is None:
+        return weight, None
+    return weight, torch.cat([linear.bias.data for linear in linears])
+
+
+class PackedLayer:
+    """One Llama layer over keys and values that live outside of it."""
+
+    def __init__(self, source: Any) -> None:
+        attention, mlp = source.self_attn, source.mlp
+        config = attention.config
+        if config.hidden_act not in {"silu", "swish"}:
+            raise ModelLoadError(f"The model's activation is {config.hidden_act!r}; CSM has silu.")
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim, self.eps = config.head_dim, config.rms_norm_eps
+        self.scaling = attention.scaling
+        self.qkv, self.qkv_bias = fuse(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.gate_up, self.gate_up_bias = fuse(mlp.gate_proj, mlp.up_proj)
+        self.out, self.out_bias = attention.o_proj.weight.data, _data(attention.o_proj.bias)
+        self.down, self.down_bias = mlp.down_proj.weight.data, _data(mlp.down_proj.bias)
+        self.norm1 = source.input_layernorm.weight.data
+        self.norm2 = source.post_attention_layernorm.weight.data
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, C] -> q [B, heads, T, D], k and v [B, kv_heads, T, D], rotated"""
+        batch, length, _ = x.shape
+        x = F.rms_norm(x, self.norm1.shape, self.norm1, self.eps)
+        qkv = F.linear(x, self.qkv, self.qkv_bias).view(batch, length, -1, self.head_dim)
+        qk, v = torch.split(qkv.transpose(1, 2), [self.heads + self.kv_heads, self.kv_heads], dim=1)
+        q, k = torch.split(rotate(qk, cos, sin), [self.heads, self.kv_heads], dim=1)
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """q [B, heads, T, D] over k and v [B, kv_heads, L, D]; mask broadcasts to [B, 1, T, L].
+
+        The query heads of one key head are taken as further queries, so that keys are never
+        repeated.
+        """
+        batch, _, length, dim = q.shape
+        group = self.heads // self.kv_heads
+        q = q.reshape(batch, self.kv_heads, group * length, dim)
+        if mask is not None and length > 1:
+            mask = mask.repeat(1, 1, group, 1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scaling)
+        return y.view(batch, self.heads, length, dim).transpose(1, 2).reshape(batch, length, -1)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the layer: x [B, T, C], attended [B, T, heads * D] -> [B, T, C]"""
+        x = x + F.linear(attended, self.out, self.out_bias)
+        y = F.rms_norm(x, self.norm2.shape, self.norm2, self.eps)
+        gate, up = F.linear(y, self.gate_up, self.gate_up_bias).chunk(2, dim=-1)
+        return x + F.linear(F.silu(gate) * up, self.down, self.down_bias)
+
+
+def _data(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.data

@@ -1,0 +1,167 @@
+"""A checkpoint from a hub id, a folder, or the name `tiny`, with errors that say what to do.
+
+Weights are safetensors only: nothing that could run code is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import SAMPLE_RATE, EngineConfig
+from ..errors import ConfigError, ModelLoadError
+
+TINY = "tiny"
+TINY_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "tiny"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """`model` is a CsmForConditionalGeneration in eval mode, `processor` its CsmProcessor."""
+
+    name: str
+    model: Any
+    processor: Any
+    device: torch.device
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N`, checked against this machine."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"There is no device {name!r}: use auto, cpu, cuda or cuda:N.") from None
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"The device {name!r} is not supported: use auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(f"{name} was asked for, but torch sees {count} CUDA devices here.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in _DTYPES:
+        raise ConfigError(f"The dtype {name!r} is not supported: use auto, float32 or bfloat16.")
+    return _DTYPES[name]
+
+
+def load_checkpoint(config: EngineConfig) -> Checkpoint:
+    """Raises ModelLoadError or ConfigError, each with one sentence that names the cure."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    source = _source(config.model)
+    try:
+        model = _load_model(source, config.revision, dtype)
+        processor = _load_processor(source, config.revision)
+        model = model.to(device)
+    except torch.OutOfMemoryError:
+        raise ModelLoadError(
+            f"{config.model} does not fit into the memory of {device}: free some or use another."
+        ) from None
+    except MemoryError:
+        raise ModelLoadError(f"{config.model} does not fit into this machine's memory.") from None
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _explained(config, error) from None
+    _check_sound(config.model, model)
+    return Checkpoint(config.model, model.eval(), processor, device)
+
+
+def _source(model: str) -> str:
+    """The folder or hub id behind a name."""
+    if model == TINY:
+        if not (TINY_FOLDER / "config.json").is_file():
+            raise ModelLoadError(
+                f"The model tiny is missing from the installation ({TINY_FOLDER.name})."
+            )
+        return str(TINY_FOLDER)
+    path = Path(model).expanduser()
+    looks_like_path = model.startswith((".", "/", "~")) or os.sep * 2 in model or path.is_dir()
+    if not looks_like_path:
+        return model
+    if not path.is_dir():
+        raise ModelLoadError(f"There is no folder {model!r}: name a folder, a hub id or tiny.")
+    if not (path / "config.json").is_file():
+        raise ModelLoadError(f"The folder {model!r} holds no config.json: it is not a checkpoint.")
+    if not any(path.glob("*.safetensors")):
+        raise ModelLoadError(
+            f"The folder {model!r} holds no .safetensors file; other weight formats are not read."
+        )
+    return str(path)
+
+
+def _load_model(source: str, revision: str | None, dtype: torch.dtype) -> Any:
+    from transformers import AutoConfig, CsmForConditionalGeneration
+
+    kind = AutoConfig.from_pretrained(source, revision=revision).model_type
+    if kind != "csm":
+        raise ModelLoadError(
+            f"The checkpoint is of type {kind!r}; this engine speaks with csm only."
+        )
+    # The codec stays in float32: rounding its weights changes the codes of a reference.
+    # https://huggingface.co/docs/transformers/main_classes/model: dtype may differ per sub-model.
+    wanted: Any = dtype
+    if dtype is not torch.float32:
+        wanted = {"": dtype, "codec_config": torch.float32, "depth_decoder_config": dtype}
+    return CsmForConditionalGeneration.from_pretrained(
+        source, revision=revision, dtype=wanted, use_safetensors=True
+    )
+
+
+def _load_processor(source: str, revision: str | None) -> Any:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(source, revision=revision)
+
+
+def _check_sound(name: str, model: Any) -> None:
+    rate = model.config.codec_config.sampling_rate
+    if rate != SAMPLE_RATE:
+        raise ModelLoadError(f"The codec of {name} works at {rate} Hz; CSM's is {SAMPLE_RATE} Hz.")
+
+
+_CAUSES = (
+    (
+        ("gated repo", "401", "403", "awaiting a review"),
+        "the repository is gated: accept its terms on the hub and set HF_TOKEN",
+    ),
+    (
+        ("not a valid model identifier", "404", "repository not found", "repo id must"),
+        "there is no such folder or hub id: check the spelling",
+    ),
+    (
+        ("revision", "is not a valid git identifier"),
+        "there is no such revision: check CSM_REVISION",
+    ),
+    (
+        (
+            "couldn't connect",
+            "offline",
+            "connection",
+            "timed out",
+            "resolve",
+            "cannot find the requested",
+        ),
+        "the hub cannot be reached: check the network, or name a local folder",
+    ),
+    (("safetensor", "header"), "a weight file is damaged or of another format: fetch it again"),
+    (("size mismatch", "shape"), "the weights do not fit config.json: fetch the checkpoint again"),
+)
+
+
+def _explained(config: EngineConfig, error: Exception) -> ModelLoadError:
+    text = str(error).lower()
+    for marks, cure in _CAUSES:
+        if any(mark in text for mark in marks):
+            return ModelLoadError(f"Cannot load {config.model}: {cure}.")
+    first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return ModelLoadError(f"Cannot load {config.model}: {first}")

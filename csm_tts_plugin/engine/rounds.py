@@ -1,0 +1,294 @@
+"""One round of the engine's thread: what was asked, what is to be read, one frame, and who hears
+it.
+
+Runs on the engine's thread only. The lock guards the scheduler and the table of conversations,
+which callers touch too; it is never held while the device works.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+
+import numpy as np
+
+from ..errors import CsmError, EngineError, NumericError
+from .api import Audio, Reason, Turn, VoicePrompt
+from .context import Positions, end_frame, frame_positions
+from .conversation import Conversation, Record, Utterance
+from .prompt import PromptWriter
+from .runner import Frame, Runner
+from .scheduler import Begin, Plan, Read, Scheduler
+
+log = logging.getLogger("csm_tts_plugin.engine")
+
+_LEAST_FRAMES = 13
+"""A second: with less room than this, speaking is not begun."""
+
+
+class Rounds:
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        writer: PromptWriter,
+        conversations: dict[str, Conversation],
+        lock: threading.Condition,
+    ) -> None:
+        self._runner, self._scheduler, self._writer = runner, scheduler, writer
+        self._conversations, self._lock = conversations, lock
+        self._voices: dict[str, Positions] = {}
+        self._end = end_frame(runner.weights.codebooks, runner.weights.eos_code)
+
+    # What was asked -------------------------------------------------------------------------------
+
+    def set_voice(self, conversation: Conversation, voice: VoicePrompt | None) -> None:
+        """At once, or after the utterance being spoken."""
+        if conversation.speaking:
+            conversation.waiting_voice = [voice]
+            return
+        try:
+            positions = self._voice_positions(voice)
+        except CsmError as error:
+            conversation.broken = error
+            return
+        old = conversation.voice
+        conversation.voice, conversation.broken = voice, None
+        conversation.speakers.clear()
+        kept = [record for record in conversation.records if not record.ours]
+        conversation.records = deque(kept)
+        conversation.context.set_voice(positions, [[self._write(conversation, r)] for r in kept])
+        seat = conversation.seat
+        if seat.row is not None:
+            self._restore(conversation)
+        conversation.refresh()
+        self._forget(old)
+
+    def add_turn(self, conversation: Conversation, turn: Turn) -> None:
+        """At once, or after the utterance being spoken."""
+        if conversation.speaking:
+            conversation.waiting_turns.append(turn)
+            return
+        codes = None if turn.audio is None else self._runner.encode(turn.audio)
+        record = Record(turn.speaker, turn.text, codes, ours=False)
+        try:
+            conversation.add_turn(record, self._write(conversation, record))
+            conversation.make_room(0)
+        except CsmError as error:
+            # Context is worth having, not worth failing for: the call goes on without this turn.
+            conversation.drop_turn()
+            log.warning("a turn was left out of the conversation: %s", error)
+
+    def cancel(self, id: str) -> None:
+        for conversation in list(self._conversations.values()):
+            utterance = conversation.utterances.get(id)
+            if utterance is not None:
+                self._over(conversation, utterance, Reason.CANCELLED)
+                return
+
+    def close(self, id: str) -> None:
+        with self._lock:
+            conversation = self._conversations.pop(id, None)
+        if conversation is None:
+            return
+        for utterance in list(conversation.utterances.values()):
+            self._over(conversation, utterance, Reason.CANCELLED)
+        if conversation.seat.row is not None:
+            self._runner.wipe(conversation.seat.row)
+        with self._lock:
+            self._scheduler.close(conversation.seat)
+        self._forget(conversation.voice)
+
+    # One round ------------------------------------------------------------------------------------
+
+    def run(self, now: float) -> bool:
+        """False when there was nothing to do."""
+        with self._lock:
+            begin = self._scheduler.begin()
+        self._hand_out(begin, now)
+        with self._lock:
+            plan = self._scheduler.plan(now)
+        if plan.read is not None:
+            self._read(plan.read)
+        for a, b in plan.swaps:
+            self._runner.swap(a, b)
+        if plan.step:
+            self._step(plan)
+        return not plan.idle or bool(begin.started)
+
+    def patience(self, now: float) -> float | None:
+        """Seconds until something must be done although nobody asks; None: nothing."""
+        with self._lock:
+            return self._scheduler.next_event(now)
+
+    def _hand_out(self, begin: Begin, now: float) -> None:
+        for seat in begin.evicted:
+            conversation = self._conversations[seat.id]
+            conversation.context.valid = 0
+            conversation.refresh()
+        for seat in begin.placed:
+            conversation = self._conversations[seat.id]
+            self._restore(conversation)
+            conversation.refresh()
+        for seat in begin.started:
+            self._begin(self._conversations[seat.id], now)
+
+    def _begin(self, conversation: Conversation, now: float) -> None:
+        """The text of the next utterance joins the conversation."""
+        job, row = conversation.seat.job, conversation.seat.row
+        assert job is not None
+        assert row is not None
+        utterance = conversation.utterances[job.id]
+        utterance.started = now
+        context, guard = conversation.context, utterance.guard
+        conversation.add_turn(
+            Record(conversation.voice_name, "", None, ours=True), utterance.prompt
+        )
+        room = context.limit - len(context.voice) - len(utterance.prompt) - 1
+        guard.max_frames = min(guard.max_frames, max(room, _LEAST_FRAMES))
+        try:
+            if conversation.broken is not None:
+                raise conversation.broken
+            conversation.make_room(guard.max_frames + 1)
+        except CsmError as error:
+            self._failed(conversation, utterance, error)
+            return
+        self._runner.start(row, utterance.draw)
+
+    def _read(self, read: Read) -> None:
+        conversation = self._conversations[read.seat.id]
+        context, row = conversation.context, read.seat.row
+        assert row is not None
+        self._runner.read(row, context.valid, context.unread(read.count))
+        context.valid += read.count
+        if context.valid >= len(context.voice):
+            self._runner.keep_voice(conversation.voice_key, row, len(context.voice))
+        with self._lock:
+            self._scheduler.read_done(read)
+        utterance = conversation.speaking
+        if utterance is not None and not context.pending:
+            utterance.read = time.monotonic()
+
+    def _step(self, plan: Plan) -> None:
+        """One frame for rows [0, B): drawn, heard, then read by the backbone."""
+        batch = len(plan.step)
+        conversations = [self._conversations[seat.id] for seat in plan.step]
+        speaking = [_speaking(conversation) for conversation in conversations]
+        codes = self._runner.weights.codes
+        frame = self._runner.draw(batch, max(u.draw.candidates(codes) for u in speaking))
+        longest = 1 + max(conversation.context.valid for conversation in conversations)
+        over = [
+            self._deliver(row, frame, conversation, utterance)
+            for row, (conversation, utterance) in enumerate(
+                zip(conversations, speaking, strict=True)
+            )
+        ]
+        self._runner.advance(batch, longest)
+        for conversation, utterance, end in zip(conversations, speaking, over, strict=True):
+            conversation.context.valid += 1
+            if isinstance(end, Reason):
+                self._over(conversation, utterance, end)
+            elif end is not None:
+                self._failed(conversation, utterance, end)
+            conversation.refresh()
+
+    def _deliver(
+        self, row: int, frame: Frame, conversation: Conversation, utterance: Utterance
+    ) -> Reason | CsmError | None:
+        """Hand one row's frame to its sink; why the utterance ends with it, if it does."""
+        if not frame.sound[row]:
+            return NumericError("The model produced NaN or Inf; this utterance ends here.")
+        codes, samples = frame.codes[row], frame.samples[row]
+        conversation.context.extend_turn(frame_positions(codes[None]))
+        if (codes == self._runner.weights.eos_code).all():
+            return Reason.END
+        now = time.monotonic()
+        if not utterance.frames:
+            utterance.first_audio = now
+        utterance.hand(Audio(utterance.id, utterance.frames, samples, codes))
+        utterance.frames += 1
+        with self._lock:
+            self._scheduler.frame_made(conversation.seat, now)
+        return utterance.guard.check(codes, samples)
+
+    # Ends -----------------------------------------------------------------------------------------
+
+    def _over(self, conversation: Conversation, utterance: Utterance, reason: Reason) -> None:
+        """Whatever the reason, the conversation is left as if the turn had ended properly."""
+        if utterance.started and not utterance.frames:
+            conversation.drop_turn()
+        elif utterance.started and reason is not Reason.END:
+            conversation.context.extend_turn(self._end)
+        self._leave(conversation, utterance, silence=reason is Reason.CANCELLED)
+        utterance.hand(utterance.done(reason))
+
+    def _failed(self, conversation: Conversation, utterance: Utterance, error: CsmError) -> None:
+        """The turn never was; where NaN may stand in the row, nothing of it stays."""
+        row = conversation.seat.row
+        if isinstance(error, EngineError) and row is not None:
+            self._runner.wipe(row)
+            conversation.context.valid = 0
+        conversation.drop_turn()
+        self._leave(conversation, utterance, silence=False)
+        utterance.fail(error)
+
+    def _leave(self, conversation: Conversation, utterance: Utterance, *, silence: bool) -> None:
+        started = bool(utterance.started)
+        with self._lock:
+            conversation.utterances.pop(utterance.id, None)
+            self._scheduler.remove(conversation.seat, utterance.job)
+            if silence and started:
+                self._scheduler.silence(conversation.seat, time.monotonic())
+        conversation.refresh()
+        if started:
+            self._after(conversation)
+
+    def _after(self, conversation: Conversation) -> None:
+        """What waited for the end of an utterance."""
+        voices, conversation.waiting_voice = conversation.waiting_voice, []
+        turns, conversation.waiting_turns = conversation.waiting_turns, []
+        for voice in voices:
+            self.set_voice(conversation, voice)
+        for turn in turns:
+            self.add_turn(conversation, turn)
+
+    # Voices and turns -----------------------------------------------------------------------------
+
+    def _voice_positions(self, voice: VoicePrompt | None) -> Positions:
+        """The reference as positions; made once while somebody uses it."""
+        if voice is None or not voice.turns:
+            return self._end[:0]
+        if voice.key not in self._voices:
+            parts = []
+            for turn in voice.turns:
+                codes = None if turn.audio is None else self._runner.encode(turn.audio)
+                number = 0 if turn.speaker == voice.speaker else 1
+                parts.append(self._writer.turn(number, turn.text, codes))
+            self._voices[voice.key] = np.concatenate(parts)
+        return self._voices[voice.key]
+
+    def _write(self, conversation: Conversation, record: Record) -> Positions:
+        return self._writer.turn(conversation.speaker(record.name), record.text, record.codes)
+
+    def _restore(self, conversation: Conversation) -> None:
+        """A row that holds nothing of this conversation yet, but perhaps its voice."""
+        row = conversation.seat.row
+        assert row is not None
+        conversation.context.valid = self._runner.restore_voice(conversation.voice_key, row)
+
+    def _forget(self, voice: VoicePrompt | None) -> None:
+        """A private voice goes with the last conversation that speaks in it."""
+        if voice is None or not voice.private:
+            return
+        if not any(c.voice_key == voice.key for c in self._conversations.values()):
+            self._voices.pop(voice.key, None)
+            self._runner.forget_voice(voice.key)
+
+
+def _speaking(conversation: Conversation) -> Utterance:
+    utterance = conversation.speaking
+    if utterance is None:
+        raise RuntimeError("a seat that steps has no utterance")
+    return utterance

@@ -1,0 +1,173 @@
+"""The only place that touches tensors while the engine runs: it does what the scheduler planned.
+
+Rows come in as numbers, codes and samples go out as numpy; nothing here knows conversations or
+texts.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .api import Samples
+from .context import Positions
+from .frame import FrameState, draw_frame, read_frame, read_prompt
+from .mimi import MimiDecoder
+from .weights import PackedCsm
+
+_LENGTH_STEP = 128
+"""Attention looks at a multiple of this many positions, so that few lengths (and graphs) exist."""
+
+_CANDIDATES = 64
+"""Top-k up to this many is drawn from that many candidates; more takes the whole vocabulary."""
+
+_VOICES_KEPT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame of rows [0, B): codes [B, K], samples [B, 1920]; `sound` is False where NaN or Inf
+    came out of the model."""
+
+    codes: npt.NDArray[np.int64]
+    samples: Samples
+    sound: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How one utterance draws its codes; pairs are for codebook 0 and for the depth decoder's.
+
+    Temperature 0 is greedy, top-k 0 the whole vocabulary.
+    """
+
+    temperature: tuple[float, float]
+    top_k: tuple[int, int]
+    seed: int
+
+    def candidates(self, codes: int) -> int:
+        """How many candidates the wider part looks at; 0 when all is greedy."""
+        parts = zip(self.temperature, self.top_k, strict=True)
+        return max(min(k or codes, codes) if t > 0 else 0 for t, k in parts)
+
+
+class Runner:
+    """Weights and rows on one device. All methods run on the engine's thread."""
+
+    def __init__(self, model: Any, rows: int, context: int) -> None:
+        """`rows`: conversations kept, each of at most `context` positions."""
+        self.weights = PackedCsm(model)
+        self.device = self.weights.lm_head.device
+        self.state = FrameState(self.weights, rows, context)
+        self._codec = model.codec_model
+        self.decoder = MimiDecoder(self._codec, rows)
+        self._voices: OrderedDict[str, list[Tensor]] = OrderedDict()
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """The first call of everything is slow; nobody shall wait for it."""
+        positions = np.zeros((2, self.weights.codebooks + 1), np.int64)
+        self.start(0, Draw((1.0, 1.0), (_CANDIDATES, _CANDIDATES), 0))
+        self.read(0, 0, positions)
+        self.draw(1, _CANDIDATES)
+        self.advance(1, 3)
+        self.encode(np.zeros(2 * 1920, np.float32))
+        self.wipe(0)
+        self.decoder.reset(0)
+
+    # Rows -----------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def swap(self, a: int, b: int) -> None:
+        for tensor in self.state.tensors():
+            kept = tensor[a].clone()
+            tensor[a].copy_(tensor[b])
+            tensor[b].copy_(kept)
+        self.decoder.swap(a, b)
+
+    @torch.inference_mode()
+    def wipe(self, row: int) -> None:
+        """Nothing of who had this row stays: a masked NaN would still poison whoever comes next."""
+        for tensor in self.state.tensors():
+            tensor[row].zero_()
+
+    @torch.inference_mode()
+    def start(self, row: int, draw: Draw) -> None:
+        """A new utterance will be spoken in `row`."""
+        sampling = self.state.sampling
+        for part in range(2):
+            sampling.temperature[row, part] = draw.temperature[part]
+            sampling.top_k[row, part] = draw.top_k[part] or self.weights.codes
+        sampling.seed[row] = draw.seed
+        sampling.frame[row] = 0
+        self.decoder.reset(row)
+
+    # Voices ---------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def keep_voice(self, key: str, row: int, length: int) -> None:
+        """Keep the first `length` positions of `row` as the prefix `key`."""
+        if key in self._voices or not length:
+            return
+        caches = (*self.state.keys, *self.state.values)
+        self._voices[key] = [cache[row, :, :length].clone() for cache in caches]
+        while len(self._voices) > _VOICES_KEPT:
+            self._voices.popitem(last=False)
+
+    @torch.inference_mode()
+    def restore_voice(self, key: str, row: int) -> int:
+        """Copy the prefix `key` into `row`; how many positions it has (0: not kept)."""
+        kept = self._voices.get(key)
+        if kept is None:
+            return 0
+        self._voices.move_to_end(key)
+        length = kept[0].shape[1]
+        for cache, prefix in zip((*self.state.keys, *self.state.values), kept, strict=True):
+            cache[row, :, :length] = prefix
+        self.state.position[row] = length
+        return length
+
+    def forget_voice(self, key: str) -> None:
+        self._voices.pop(key, None)
+
+    # Work -----------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode(self, samples: Samples) -> npt.NDArray[np.int64]:
+        """Samples [n] at 24 kHz -> codes [frames, K]"""
+        dtype = next(self._codec.parameters()).dtype
+        sound = torch.from_numpy(samples).to(self.device, dtype)[None, None]
+        codes = self._codec.encode(sound, num_quantizers=self.weights.codebooks).audio_codes
+        return codes[0].T.cpu().numpy()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def read(self, row: int, start: int, positions: Positions) -> None:
+        """Read a piece of a prompt into `row`, of which `start` positions are valid."""
+        read_prompt(
+            self.weights, self.state, row, start, torch.from_numpy(positions).to(self.device)
+        )
+
+    @torch.inference_mode()
+    def draw(self, batch: int, candidates: int) -> Frame:
+        """The next frame of rows [0, batch), with its sound. `candidates`: the largest top-k (0:
+        greedy)
+        """
+        width = candidates and (_CANDIDATES if candidates <= _CANDIDATES else self.weights.codes)
+        sound = self.state.hidden[:batch].isfinite().all(dim=-1)
+        codes = draw_frame(self.weights, self.state, batch, width)
+        samples = self.decoder(codes[:, :, None])
+        return Frame(codes.cpu().numpy(), samples.float().cpu().numpy(), sound.cpu().numpy())
+
+    @torch.inference_mode()
+    def advance(self, batch: int, longest: int) -> None:
+        """The backbone reads the frame just drawn; `longest`: positions of the longest row after
+        it.
+        """
+        length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, self.state.context + 1)
+        read_frame(self.weights, self.state, batch, length)

@@ -1,0 +1,93 @@
+"""Drawing codes, row by row, reproducibly.
+
+The random number behind a code depends on the row's seed, the frame, the codebook and the code
+alone: the same utterance comes out alone, among 63 others, and after a restart. It is the Gumbel-
+max form of sampling (argmax of logits / temperature + noise), so nothing waits for the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """A 32-bit finaliser (the one of MurmurHash3) on int64 tensors holding 32-bit values."""
+    x = x ^ (x >> 16)
+    x = (x * 0x85EBCA6B) & _MASK
+    x = x ^ (x >> 13)
+    x = (x * 0xC2B2AE35) & _MASK
+    return x ^ (x >> 16)
+
+
+def noise_keys(seed: Tensor, frame: Tensor, codebooks: int) -> Tensor:
+    """One 32-bit key per row and codebook: seed [B], frame [B] -> [B, codebooks], int64"""
+    low = _scramble(seed & _MASK)
+    row = _scramble(low ^ ((seed >> 32) & _MASK) ^ 0x9E3779B9)
+    row = _scramble((row + frame * 0x9E3779B1) & _MASK)
+    books = torch.arange(codebooks, device=seed.device)
+    return _scramble((row[:, None] + books * 0x85EBCA77) & _MASK)
+
+
+def gumbel(key: Tensor, index: Tensor) -> Tensor:
+    """Gumbel noise for candidates `index` [B, n] of rows with `key` [B] -> [B, n], float32"""
+    bits = _scramble((key[:, None] + index * 0xC2B2AE3D) & _MASK)
+    uniform = (bits >> 8).float().add_(0.5).mul_(1.0 / 2**24)
+    return -(-uniform.log_()).log_()
+
+
+@dataclass(slots=True)
+class SamplingRows:
+    """How each row draws. `temperature`, `top_k` [rows, 2]: for codebook 0 (the backbone's) and for
+    the others (the depth decoder's); `seed`, `frame` [rows]: `frame` counts the utterance's
+    frames."""
+
+    temperature: Tensor
+    top_k: Tensor
+    seed: Tensor
+    frame: Tensor
+
+    @classmethod
+    def empty(cls, rows: int, device: torch.device) -> SamplingRows:
+        return cls(
+            temperature=torch.zeros(rows, 2, device=device),
+            top_k=torch.ones(rows, 2, dtype=torch.int64, device=device),
+            seed=torch.zeros(rows, dtype=torch.int64, device=device),
+            frame=torch.zeros(rows, dtype=torch.int64, device=device),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        return [self.temperature, self.top_k, self.seed, self.frame]
+
+
+class Sampler:
+    """Draws one code per row; built for one frame of B rows.
+
+    `candidates`: the largest top-k among the rows; 0 when every row is greedy.
+    """
+
+    def __init__(self, rows: SamplingRows, batch: int, codebooks: int, candidates: int) -> None:
+        self.candidates = candidates
+        if candidates:
+            self.greedy = rows.temperature[:batch] <= 0
+            self.temperature = rows.temperature[:batch].clamp(min=1e-5)
+            self.top_k = rows.top_k[:batch]
+            self.keys = noise_keys(rows.seed[:batch], rows.frame[:batch], codebooks)
+            self.rank = torch.arange(candidates, device=rows.seed.device)
+
+    def __call__(self, logits: Tensor, codebook: int) -> Tensor:
+        """logits [B, V] -> codes [B], int64"""
+        if not self.candidates:
+            return logits.argmax(dim=-1)
+        values, index = logits.float().topk(min(self.candidates, logits.shape[-1]), dim=-1)
+        part = slice(0, 1) if codebook == 0 else slice(1, 2)
+        rank = self.rank[: values.shape[-1]]
+        score = values / self.temperature[:, part] + gumbel(self.keys[:, codebook], index)
+        score = score.masked_fill(rank >= self.top_k[:, part], float("-inf"))
+        # A greedy row takes the first candidate: topk returns them sorted.
+        choice = score.argmax(dim=-1, keepdim=True).masked_fill(self.greedy[:, part], 0)
+        return index.gather(1, choice)[:, 0]

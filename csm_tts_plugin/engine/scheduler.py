@@ -1,0 +1,294 @@
+"""Who works next. Knows rows, positions and frames as numbers; touches no tensor and no clock of
+its own.
+
+A *seat* is a conversation's place; it may hold a row of the device. Rows [0, B) are the ones that a
+frame step works on, so seats that step are swapped to the front; the others keep their rows behind
+as long as nobody needs them more. Each round `plan` gives at most one bounded piece of prompt to
+read and one set of seats to step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from ..config import FRAME_SECONDS
+from ..errors import BusyError
+
+
+class State(Enum):
+    WAITING = auto()
+    """For a slot."""
+    READING = auto()
+    """Its prompt."""
+    SPEAKING = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One utterance, as the scheduler sees it."""
+
+    id: str
+    live: bool = True
+    more: bool = False
+    state: State = State.WAITING
+    arrival: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """One conversation. `unread`: positions to be read; `play_end`: when its sound runs out."""
+
+    id: str
+    unread: int = 0
+    row: int | None = None
+    jobs: deque[Job] = field(default_factory=deque)
+    continues: bool = False
+    """Its last utterance said that the reply goes on."""
+    paused: bool = False
+    play_end: float = 0.0
+    used: int = 0
+    started: bool = False
+    """The running job has delivered a frame."""
+
+    @property
+    def job(self) -> Job | None:
+        return self.jobs[0] if self.jobs else None
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """What changed hands at the start of a round, for the caller to carry out before `plan`.
+
+    `evicted` seats lost their row; `placed` seats were given one that holds nothing of theirs;
+    `started` seats got a slot, so that their job's text now joins the conversation.
+    """
+
+    evicted: list[Seat]
+    placed: list[Seat]
+    started: list[Seat]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Read the next `count` positions of `seat`."""
+
+    seat: Seat
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One round: read a piece of a prompt, swap rows, then one frame for `step`, rows [0, B)."""
+
+    read: Read | None
+    swaps: list[tuple[int, int]]
+    step: list[Seat]
+
+    @property
+    def idle(self) -> bool:
+        return self.read is None and not self.step
+
+
+class Scheduler:
+    """Every change of seats, rows and job states happens here."""
+
+    def __init__(self, *, slots: int, queue: int, rows: int, piece: int, max_lead_s: float) -> None:
+        """`piece`: the most positions read between two frames of others."""
+        if rows < slots:
+            raise ValueError("every slot needs a row")
+        self.slots, self.queue = slots, queue
+        self._piece, self._max_lead = piece, max_lead_s
+        self._resume_lead = max(max_lead_s - 5 * FRAME_SECONDS, max_lead_s / 2)
+        self._rows: list[Seat | None] = [None] * rows
+        self._seats: dict[str, Seat] = {}
+        self._clock = 0
+
+    # Seats ----------------------------------------------------------------------------------------
+
+    def seats(self) -> Iterable[Seat]:
+        return self._seats.values()
+
+    def open(self, id: str) -> Seat:
+        seat = self._seats[id] = Seat(id)
+        return seat
+
+    def close(self, seat: Seat) -> None:
+        """Frees the row. Its jobs must have been taken out before."""
+        self._release(seat)
+        self._seats.pop(seat.id, None)
+
+    def _release(self, seat: Seat) -> None:
+        if seat.row is not None:
+            self._rows[seat.row] = None
+            seat.row = None
+
+    # Jobs -----------------------------------------------------------------------------------------
+
+    def admit(self, seat: Seat, job: Job, *, retry_after: float) -> None:
+        """Queue `job`; BusyError when `seat` would be one conversation too many."""
+        if not seat.jobs and self.busy() >= self.slots + self.queue:
+            raise BusyError(
+                f"All {self.slots} slots speak and {self.queue} utterances wait; try again soon.",
+                retry_after=retry_after,
+            )
+        self._clock += 1
+        job.arrival = self._clock
+        seat.jobs.append(job)
+
+    def busy(self) -> int:
+        """Conversations with something to say."""
+        return sum(1 for seat in self._seats.values() if seat.jobs)
+
+    def running(self) -> int:
+        """Slots taken."""
+        return sum(1 for seat in self._seats.values() if _runs(seat))
+
+    def waiting(self) -> int:
+        return self.busy() - self.running()
+
+    def remove(self, seat: Seat, job: Job) -> None:
+        """The job is over, or shall not begin."""
+        if seat.job is job:
+            seat.continues = job.more
+            seat.paused = seat.started = False
+        seat.jobs.remove(job)
+
+    def frame_made(self, seat: Seat, now: float) -> None:
+        """One more frame of `seat` went out at `now`."""
+        seat.play_end = max(seat.play_end, now) + FRAME_SECONDS
+        seat.started = True
+        job = seat.job
+        if job is not None and job.live and seat.play_end - now >= self._max_lead:
+            seat.paused = True
+
+    def silence(self, seat: Seat, now: float) -> None:
+        """What was made but not played is thrown away (barge-in)."""
+        seat.play_end = now
+
+    # Planning -------------------------------------------------------------------------------------
+
+    def begin(self) -> Begin:
+        """Hand out slots and rows."""
+        changes = Begin([], [], [])
+        self._start_waiting(changes)
+        for seat in self._behind():
+            if seat.row is None and None in self._rows:
+                self._place(seat, changes)
+        return changes
+
+    def plan(self, now: float) -> Plan:
+        for seat in self._seats.values():
+            if seat.paused and seat.play_end - now < self._resume_lead:
+                seat.paused = False
+        step = self._runnable()
+        read = self._next_read(idle=not step)
+        if read is not None and read.count == read.seat.unread and _reads(read.seat):
+            # The prompt ends with this piece: its first frame is made in the same round.
+            step = [*step, read.seat]
+        swaps = self._to_front(step)
+        return Plan(read, swaps, sorted(step, key=_row))
+
+    def read_done(self, read: Read) -> None:
+        seat = read.seat
+        seat.unread -= read.count
+        job = seat.job
+        if not seat.unread and job is not None and job.state is State.READING:
+            job.state = State.SPEAKING
+
+    def next_event(self, now: float) -> float | None:
+        """Seconds until a paused seat must go on; None when nothing will happen by itself."""
+        leads = [seat.play_end - now for seat in self._seats.values() if seat.paused]
+        return max(0.0, min(leads) - self._resume_lead) if leads else None
+
+    def least_lead(self, now: float) -> float | None:
+        """Seconds of sound that the speaking seat with the least of it has left."""
+        leads = [s.play_end - now for s in self._seats.values() if s.started and _runs(s)]
+        return min(leads) if leads else None
+
+    def _start_waiting(self, changes: Begin) -> None:
+        """Give free slots to those who wait: replies under way first, then by arrival."""
+        free = self.slots - self.running()
+        if free <= 0:
+            return
+        waiting = [seat for seat in self._seats.values() if seat.jobs and not _runs(seat)]
+        waiting.sort(key=lambda seat: (not seat.continues, seat.jobs[0].arrival))
+        for seat in waiting[:free]:
+            if seat.row is None:
+                self._place(seat, changes)
+            seat.jobs[0].state = State.READING
+            self._touch(seat)
+            changes.started.append(seat)
+
+    def _next_read(self, *, idle: bool) -> Read | None:
+        """Prompts of those about to speak first; context of the others when nobody has to."""
+        reading = [seat for seat in self._seats.values() if _reads(seat)]
+        if reading:
+            seat = min(reading, key=lambda s: s.jobs[0].arrival)
+            return Read(seat, min(seat.unread, self._piece))
+        for seat in self._behind():
+            if seat.row is not None:
+                count = self._piece if idle else max(1, self._piece // 2)
+                return Read(seat, min(seat.unread, count))
+        return None
+
+    def _behind(self) -> list[Seat]:
+        """Quiet seats whose context is not all read yet, the longest unused first."""
+        behind = [seat for seat in self._seats.values() if seat.unread and not _runs(seat)]
+        return sorted(behind, key=lambda seat: seat.used)
+
+    def _runnable(self) -> list[Seat]:
+        return [
+            seat
+            for seat in self._seats.values()
+            if seat.job is not None and seat.job.state is State.SPEAKING and not seat.paused
+        ]
+
+    def _place(self, seat: Seat, changes: Begin) -> None:
+        """A row for `seat`: an empty one, else that of whoever has been quiet the longest."""
+        if None not in self._rows:
+            quiet = [s for s in self._rows if s is not None and not _runs(s)]
+            victim = min(quiet, key=lambda s: s.used)
+            self._release(victim)
+            changes.evicted.append(victim)
+        row = max(row for row, holder in enumerate(self._rows) if holder is None)
+        self._rows[row] = seat
+        seat.row = row
+        self._touch(seat)
+        changes.placed.append(seat)
+
+    def _touch(self, seat: Seat) -> None:
+        self._clock += 1
+        seat.used = self._clock
+
+    def _to_front(self, step: list[Seat]) -> list[tuple[int, int]]:
+        """Move the seats of `step` to rows [0, len(step)); the swaps to make, in order."""
+        chosen = set(map(id, step))
+        holes = [r for r in range(len(step)) if id(self._rows[r]) not in chosen]
+        outside = [seat for seat in step if _row(seat) >= len(step)]
+        swaps = []
+        for hole, seat in zip(holes, outside, strict=True):
+            row = _row(seat)
+            other = self._rows[hole]
+            self._rows[hole], self._rows[row] = seat, other
+            seat.row = hole
+            if other is not None:
+                other.row = row
+            swaps.append((hole, row))
+        return swaps
+
+
+def _runs(seat: Seat) -> bool:
+    return seat.job is not None and seat.job.state is not State.WAITING
+
+
+def _reads(seat: Seat) -> bool:
+    return seat.job is not None and seat.job.state is State.READING
+
+
+def _row(seat: Seat) -> int:
+    if seat.row is None:
+        raise RuntimeError("a seat that works has no row")
+    return seat.row

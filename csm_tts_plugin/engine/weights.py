@@ -1,0 +1,86 @@
+"""CSM's weights as the frame step wants them.
+
+Packed once at load time from a `CsmForConditionalGeneration`: fused projections, rotary tables, the
+depth decoder's embeddings behind their projection, and heads cut to the codes the codec knows, so
+that no other id can ever be drawn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ModelLoadError
+from .layers import PackedLayer, rope_tables
+
+
+class PackedCsm:
+    """Sizes and packed weights; `model` is kept by the caller and stays usable."""
+
+    def __init__(self, model: Any) -> None:
+        config = model.config
+        depth_config = config.depth_decoder_config
+        backbone, depth = model.backbone_model, model.depth_decoder
+        self.codebooks: int = config.num_codebooks
+        self.vocab: int = config.vocab_size
+        self.codes: int = min(config.codec_config.codebook_size, self.vocab)
+        self.max_context: int = config.max_position_embeddings
+        self.eos_code: int = config.codebook_eos_token_id
+        self.text_vocab: int = config.text_vocab_size
+        self.audio_token: int = config.audio_token_id
+        self.audio_eos_token: int = config.audio_eos_token_id
+        self.dtype: torch.dtype = model.lm_head.weight.dtype
+        _check(config, self.codes)
+
+        self.text_embedding = model.embed_text_tokens.weight.data
+        self.audio_embedding = backbone.embed_tokens.embed_audio_tokens.weight.data
+        self.lm_head = model.lm_head.weight.data[: self.codes]
+        self.layers = [PackedLayer(layer) for layer in backbone.layers]
+        self.norm, self.eps = backbone.norm.weight.data, config.rms_norm_eps
+        cos, sin = rope_tables(backbone.rotary_emb, self.max_context, self.dtype)
+        self.cos, self.sin = cos, sin
+
+        decoder = depth.model
+        self.depth_layers = [PackedLayer(layer) for layer in decoder.layers]
+        self.depth_norm, self.depth_eps = decoder.norm.weight.data, depth_config.rms_norm_eps
+        self.depth_projector = decoder.inputs_embeds_projector.weight.data
+        self.depth_heads = depth.codebooks_head.weight.data[:, :, : self.codes]
+        self.depth_embedding = self._project_depth(decoder.embed_tokens.weight.data)
+        self.depth_cos, self.depth_sin = rope_tables(decoder.rotary_emb, self.codebooks, self.dtype)
+        offsets = torch.arange(self.codebooks, device=self.lm_head.device) * self.vocab
+        self.offsets = offsets
+
+    @torch.no_grad()
+    def _project_depth(self, embedding: Tensor) -> Tensor:
+        """[(K - 1) * codes, depth hidden]: the last codebook is never an input of the depth
+        decoder.
+        """
+        used = embedding.view(self.codebooks, self.vocab, -1)[: self.codebooks - 1, : self.codes]
+        return F.linear(used, self.depth_projector).flatten(0, 1)
+
+    def embed_frames(self, codes: Tensor) -> Tensor:
+        """Codes [..., K] -> [..., hidden]: the sum of the codebooks' embeddings"""
+        return F.embedding(codes + self.offsets, self.audio_embedding).sum(dim=-2)
+
+    def embed_positions(self, positions: Tensor) -> Tensor:
+        """Positions [n, K + 1] (codes, then a text token or -1) -> [n, hidden]"""
+        text = positions[:, -1]
+        words = F.embedding(text.clamp(min=0), self.text_embedding)
+        frames = self.embed_frames(positions[:, :-1])
+        return torch.where((text >= 0)[:, None], words, frames)
+
+
+def _check(config: Any, codes: int) -> None:
+    eos = config.codebook_eos_token_id
+    if not isinstance(eos, int) or not 0 <= eos < codes:
+        raise ModelLoadError(
+            f"The end-of-speech code {eos} is not one of the codec's {codes} codes."
+        )
+    if config.num_codebooks > config.codec_config.num_quantizers:
+        raise ModelLoadError(
+            f"The model writes {config.num_codebooks} codebooks, its codec reads "
+            f"{config.codec_config.num_quantizers}: these weights do not belong together."
+        )
