@@ -140,10 +140,10 @@ class EngineClient:
 
 def _base(url: str) -> str:
     """`http(s)://host:port` of what a person writes. Raises ConfigError."""
-    text = url.strip().rstrip("/")
-    scheme, found, rest = text.partition("://")
+    scheme, found, rest = url.strip().partition("://")
     if not found:
-        scheme, rest = "http", text
+        scheme, rest = "http", scheme
+    rest = rest.rstrip("/")
     web = {"http": "http", "https": "https", "ws": "http", "wss": "https"}.get(scheme.lower())
     if web is None or not rest or any(char.isspace() for char in rest):
         raise ConfigError(f"{url!r} is no engine URL; write one like http://127.0.0.1:8090.")

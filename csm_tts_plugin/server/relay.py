@@ -1,0 +1,96 @@
+"""One utterance on its way from the engine to a client: resampled, numbered, counted."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from ..audio.resample import StreamResampler, to_pcm16
+from ..config import SAMPLE_RATE
+from ..engine.api import Audio, Done, Event, Failed, Samples
+from ..errors import CsmError
+from ..protocol import AudioHeader, DoneMessage, ErrorMessage, encode
+from .metrics import Metrics
+from .outbox import Outbox
+
+
+class Owner(Protocol):
+    """What a relay tells its session."""
+
+    def ended(self, relay: Relay) -> None: ...
+
+    def fail(self, error: CsmError) -> None: ...
+
+
+class Relay:
+    """Receives an utterance's events on the event loop; `id` is the client's name for it."""
+
+    def __init__(self, id: str, rate: int, owner: Owner, outbox: Outbox, metrics: Metrics) -> None:
+        self.id = id
+        self.engine_id: str | None = None
+        self._rate = rate
+        self._owner = owner
+        self._outbox = outbox
+        self._metrics = metrics
+        self._resampler = StreamResampler(SAMPLE_RATE, rate)
+        self._seq = 0
+        self._silenced = False
+        self._detached = False
+        self._began = time.monotonic()
+        self._heard: float | None = None
+
+    def silence(self) -> None:
+        """Nothing more of its sound leaves, not even what already waits; its end is still told."""
+        self._silenced = True
+        self._outbox.drop_sound(self.id)
+
+    def detach(self) -> None:
+        """Its session has ended: nothing at all is told any more."""
+        self._detached = True
+
+    def receive(self, event: Event) -> None:
+        if self._detached:
+            return
+        match event:
+            case Audio():
+                self._time()
+                self._send(self._resampler.push(event.samples), event.frame)
+            case Done():
+                self._send(self._resampler.flush(), event.frames)
+                self._end(event)
+            case Failed():
+                self._metrics.errors.labels(event.error.code).inc()
+                self._outbox.put(encode(ErrorMessage.of(event.error, self.id)))
+                self._owner.ended(self)
+
+    def _send(self, samples: Samples, frame: int) -> None:
+        if self._silenced or len(samples) == 0:
+            return
+        header = AudioHeader(self.id, self._seq, frame, len(samples))
+        self._seq += 1
+        seconds = len(samples) / self._rate
+        try:
+            self._outbox.put_sound(encode(header), to_pcm16(samples), seconds, self.id)
+        except CsmError as error:
+            self._silenced = True
+            self._owner.fail(error)
+
+    def _end(self, done: Done) -> None:
+        reason, timings = str(done.reason), done.timings
+        seconds = {
+            "queued": timings.queued,
+            "prefill": timings.prefill,
+            "first_audio": timings.first_audio,
+            "total": timings.total,
+        }
+        self._metrics.utterances.labels(reason).inc()
+        self._outbox.put(encode(DoneMessage(self.id, done.frames, reason, seconds)))
+        self._owner.ended(self)
+
+    def _time(self) -> None:
+        now = time.monotonic()
+        if self._heard is None:
+            self._metrics.first_audio.observe(now - self._began)
+        else:
+            self._metrics.frame_gap.observe(now - self._heard)
+        self._heard = now

@@ -1,0 +1,34 @@
+"""`WS /v1/stream`: the native protocol, one conversation a socket."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from .access import bearer, require_key
+from .session import Session
+from .state import STATE
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    """A wrong key is refused before the upgrade; one may also come with `open`."""
+    state = request.app[STATE]
+    state.check_open()
+    given = bearer(request)
+    if given is not None:
+        require_key(request, state.config)
+    limits = state.config.limits
+    socket = web.WebSocketResponse(
+        compress=False,  # speech does not compress, and what does not inflate is no bomb
+        heartbeat=limits.heartbeat_s,
+        max_msg_size=limits.message_bytes,
+        timeout=1.0,
+    )
+    await socket.prepare(request)
+    transport = request.transport
+    try:
+        authorized = given is not None or state.config.key is None
+        await Session(state, socket, authorized=authorized).run()
+    finally:
+        if transport is not None:
+            transport.abort()
+    return socket
