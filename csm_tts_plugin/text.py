@@ -44,13 +44,15 @@ _CUT_AFTER = re.compile(r"[,;:，；、—–](?=\s)|[，；、]")
 class SentenceSplitter:
     """Sentences of a text that arrives in pieces; the same ones however it is cut into pieces.
 
-    Every character but white space comes out exactly once, in order.
+    Each keeps the white space before it, so that all of them joined are the text, but for white
+    space at its very end.
     """
 
     def __init__(self, max_chars: int = MAX_SENTENCE_CHARS) -> None:
         if max_chars < 1:
             raise ValueError(f"max_chars must be at least 1, got {max_chars}")
         self._max = max_chars
+        self._space = ""
         self._buffer = ""
 
     @property
@@ -60,29 +62,39 @@ class SentenceSplitter:
 
     def push(self, text: str) -> list[str]:
         """The sentences that `text` completes."""
-        self._buffer = (self._buffer + text).lstrip()
+        self._rest(self._buffer + text)
         return self._take(final=False)
 
     def settle(self) -> list[str]:
         """The stream pauses: what looks complete is taken for complete."""
         sentences = self._take(final=False)
-        rest = self._buffer.rstrip()
-        if rest and (stop := _stop_before(rest)) is not None and _settled(rest, stop):
-            sentences.append(rest)
-            self._buffer = ""
+        text = self._buffer.rstrip()
+        if text and (stop := _stop_before(text)) is not None and _settled(text, stop):
+            sentences.append(self._cut(len(text)))
         return sentences
 
     def flush(self) -> list[str]:
         """The stream is over: all that is left."""
-        return self._take(final=True)
+        sentences = self._take(final=True)
+        self._space = ""
+        return sentences
 
     def _take(self, *, final: bool) -> list[str]:
         sentences = []
         while self._buffer and (end := self._end(final)) is not None:
-            if sentence := self._buffer[:end].rstrip():
-                sentences.append(sentence)
-            self._buffer = self._buffer[end:].lstrip()
+            sentences.append(self._cut(end))
         return sentences
+
+    def _cut(self, end: int) -> str:
+        text = self._buffer[:end].rstrip()
+        sentence = self._space + text
+        self._space = ""
+        self._rest(self._buffer[len(text) :])
+        return sentence
+
+    def _rest(self, text: str) -> None:
+        self._buffer = text.lstrip()
+        self._space += text[: len(text) - len(self._buffer)]
 
     def _end(self, final: bool) -> int | None:
         """Where the first sentence of the buffer ends; None: it takes more text to say.
