@@ -112,6 +112,7 @@ class Engine:
                 queued=scheduler.waiting() if scheduler else 0,
                 queue=self.config.queue,
                 conversations=len(self._conversations),
+                failure=self._failure,
             )
 
     # What callers ask -----------------------------------------------------------------------------
