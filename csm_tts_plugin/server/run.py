@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from aiohttp import web
@@ -42,9 +43,14 @@ class Stopping:
 
 
 async def serve(
-    engine: SpeechEngine, config: ServerConfig, report: Report, stopping: Stopping | None = None
+    make_engine: Callable[[], SpeechEngine],
+    config: ServerConfig,
+    report: Report,
+    stopping: Stopping | None = None,
 ) -> None:
     """Listen, load, speak; returns after SIGTERM or SIGINT when what spoke has finished.
+
+    `make_engine` is called once the address is known to be usable: importing torch takes seconds.
 
     Raises ConfigError (address taken, public without a key) and what kept the engine from getting
     ready, or ended it.
@@ -52,6 +58,11 @@ async def serve(
     check_bind(config)
     stopping = stopping or Stopping()
     listener = _listen(config)
+    try:
+        engine = make_engine()
+    except BaseException:
+        listener.close()
+        raise
     app = create_app(engine, config)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()

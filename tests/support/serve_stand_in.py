@@ -1,0 +1,33 @@
+"""`serve` as a process with the stand-in engine; `--model` says what becomes of it.
+
+`ready`: it speaks. `slow`: slowly. `no-model`: loading fails. `crash`: it dies without a word.
+`never`: it never gets ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from csm_tts_plugin.commands import serve
+from csm_tts_plugin.errors import ModelLoadError
+from tests.support.stand_in_engine import StandInEngine
+
+MODES = {"ready": "normal", "slow": "slow"}
+
+
+def make_engine(config):
+    if config.model == "crash":
+        os._exit(7)
+    engine = StandInEngine(MODES.get(config.model, "not-ready"), slots=config.slots)
+    if config.model == "no-model":
+        engine.failure = ModelLoadError("There is no model no-model: name a folder or a hub id.")
+    return engine
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command")
+    serve.add(parser)
+    sys.exit(serve.run(parser.parse_args(), make_engine))
