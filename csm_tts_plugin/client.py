@@ -13,7 +13,14 @@ import aiohttp
 
 from .config import SAMPLE_RATE
 from .conversation import Chunk, Conversation, Utterance
-from .errors import AuthError, BusyError, ConfigError, CsmError, UnavailableError
+from .errors import (
+    AuthError,
+    BusyError,
+    ConfigError,
+    CsmError,
+    EngineTimeoutError,
+    UnavailableError,
+)
 from .protocol import STOCK_VOICE, InlineVoice, Open
 
 __all__ = ["Chunk", "Conversation", "EngineClient", "InlineVoice", "Utterance"]
@@ -127,6 +134,10 @@ class EngineClient:
                 )
         except aiohttp.WSServerHandshakeError as refusal:
             raise _refused(url, refusal) from None
+        except TimeoutError:
+            raise EngineTimeoutError(
+                f"The engine at {url} did not answer within {self._connect_timeout:g} s."
+            ) from None
         except (OSError, aiohttp.ClientError, ValueError) as cause:
             raise _unreachable(url, cause) from None
 

@@ -102,14 +102,20 @@ class Conversation:
         self._post(TurnMessage(who, text, audio))
 
     async def say(
-        self, text: str, *, more: bool = False, max_seconds: float | None = None
+        self,
+        text: str,
+        *,
+        more: bool = False,
+        max_seconds: float | None = None,
+        timeout: float | None = None,
     ) -> Utterance:
         """Speak one sentence after those already said; `more`: the same reply goes on after it.
 
-        Raises UnavailableError when the connection is lost: open another conversation.
+        `timeout` takes the place of the client's for the chunks of this one. Raises
+        UnavailableError when the connection is lost: open another conversation.
         """
         self._count += 1
-        utterance = Utterance(str(self._count), self)
+        utterance = Utterance(str(self._count), self, timeout or self._timeout)
         self._post(Say(utterance.id, text, more, max_seconds))
         self._utterances[utterance.id] = utterance
         return utterance
@@ -238,11 +244,12 @@ class Utterance:
     EngineTimeoutError when nothing came for the client's `timeout`, or what the engine reported.
     """
 
-    def __init__(self, id: str, conversation: Conversation) -> None:
+    def __init__(self, id: str, conversation: Conversation, timeout: float) -> None:
         self.id = id
         self.result: DoneMessage | None = None
         """How it ended, once the engine has said so."""
         self._conversation = conversation
+        self._timeout = timeout
         self._incoming: asyncio.Queue[Chunk | CsmError | None] = asyncio.Queue()
         self._expected_seq = 0
         self._finished = False
@@ -276,7 +283,7 @@ class Utterance:
         return item
 
     async def _wait(self) -> Chunk | CsmError | None:
-        timeout = self._conversation._timeout
+        timeout = self._timeout
         loop = asyncio.get_running_loop()
         began = loop.time()
         while True:
