@@ -1,0 +1,96 @@
+"""What all training scripts share: exact checkpoints, schedules, a clock for running in pieces."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def arguments(description: str | None, steps: int, rate: float) -> argparse.ArgumentParser:
+    """The options every trainer has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("training/work"), help="corpus, checkpoints")
+    parser.add_argument("--steps", type=int, default=steps, help="length of the schedule")
+    parser.add_argument("--rate", type=float, default=rate, help="highest learning rate")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; run again to go on")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def batch_random(seed: int, step: int) -> random.Random:
+    """The random choices of one step. They depend on nothing else, so a resumed run repeats them."""
+    return random.Random(seed * 1_000_003 + step)
+
+
+def learning_rate(step: int, steps: int, top: float, warm: int = 100) -> float:
+    """Linear warm-up, then a cosine to a twentieth."""
+    if step < warm:
+        return top * (step + 1) / warm
+    part = min((step - warm) / max(steps - warm, 1), 1.0)
+    return top * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part)))
+
+
+def save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, **extra: Any) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Adam's moments go to disk as bfloat16, which keeps a checkpoint of either model below 60 MB; the
+    live ones are rounded alike, so that going on and resuming compute the same.
+    """
+    with torch.no_grad():
+        for state in optimizer.state.values():
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key].copy_(state[key].bfloat16())
+    moments = optimizer.state_dict()
+    moments["state"] = {
+        number: {k: v.bfloat16() if k.startswith("exp") else v for k, v in state.items()}
+        for number, state in moments["state"].items()
+    }
+    part = path.with_suffix(".part")
+    torch.save({"step": step, "model": model.state_dict(), "optimizer": moments, **extra}, part)
+    part.rename(path)
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Continue from a checkpoint; returns what it holds besides."""
+    data = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(data.pop("model"))
+    optimizer.load_state_dict(data.pop("optimizer"))
+    for state in optimizer.state.values():
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = state[key].float()
+    return data
+
+
+class Clock:
+    """Says when a piece of work is over and when to print or save."""
+
+    def __init__(self, minutes: float) -> None:
+        self.began = self.saved = time.monotonic()
+        self.end = self.began + minutes * 60
+
+    def over(self) -> bool:
+        """Whether the time of this piece is up."""
+        return time.monotonic() >= self.end
+
+    def due(self, seconds: float) -> bool:
+        """True once every so many seconds."""
+        now = time.monotonic()
+        if now - self.saved < seconds:
+            return False
+        self.saved = now
+        return True
+
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.began
