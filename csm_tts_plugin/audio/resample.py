@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,6 +45,15 @@ def from_pcm16(pcm: bytes) -> Samples:
     if len(pcm) % 2:
         raise AudioError("PCM of 16 bits has an odd number of bytes; send whole samples.")
     return np.frombuffer(pcm, dtype="<i2").astype(np.float32) / np.float32(_PCM_SCALE)
+
+
+def to_float32(audio: npt.NDArray[Any] | bytes) -> Samples:
+    """A copy as float32 of float or int16 samples (any shape), or of mono 16-bit PCM."""
+    if isinstance(audio, (bytes, bytearray, memoryview)):
+        return from_pcm16(bytes(audio))
+    samples = np.array(audio)
+    scale = _PCM_SCALE if samples.dtype == np.int16 else 1.0
+    return samples.astype(np.float32) / np.float32(scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,323 @@
+"""CSM as a LiveKit text-to-speech: the one place, with `offline/`, that imports livekit.
+
+A `TTS` is the voice of one call: its replies share a conversation in the engine, so that each goes
+on from the ones before it. Sound comes at 24 kHz and is resampled here, continuously in a reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from livekit.agents import (
+    APIConnectionError,
+    APIConnectOptions,
+    APIError,
+    APIStatusError,
+    APITimeoutError,
+    tokenize,
+    tts,
+    utils,
+)
+from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, NOT_GIVEN, NotGivenOr, TimedString
+
+from livekit import rtc
+
+from .audio.resample import to_float32
+from .call import Call, Manner, check_seconds, wire_voice
+from .config import OUTPUT_RATES, SAMPLE_RATE, EngineConfig
+from .engines import engine_for
+from .errors import (
+    AuthError,
+    BusyError,
+    ConfigError,
+    CsmError,
+    EngineTimeoutError,
+    ModelLoadError,
+    RequestError,
+    UnavailableError,
+)
+from .reply import Reply, Sentence, Sentences, Style, numbered
+from .text import SentenceSplitter
+from .voices.voice import Voice
+
+logger = logging.getLogger("csm_tts_plugin")
+
+_FRAME_MS = 40
+"""Of the frames given to LiveKit: what the emitter holds back at most, but for its 10 ms tail."""
+_PAUSE_S = 0.05
+"""A stream of text that rests so long behind a full stop has ended its sentence."""
+
+
+class TTS(tts.TTS[Any]):
+    """Streaming speech in a consented voice.
+
+    model: hub id, folder, or `tiny`; None: CSM_MODEL, else CSM-1B. Where an engine is named by
+        `engine_url` (or CSM_ENGINE_URL; one or several, tried in turn) the model is that engine's.
+        Else an engine process is started, shared by all `TTS` of this process with the same model.
+    voice: a `Voice`, the id of one that the engine has stored, or None: the stock voice, nobody's.
+    sample_rate: 8000, 16000, 24000 or 48000 Hz.
+    api_key: the engine's key; None: CSM_ENGINE_KEY.
+    temperature, top_k, seed: how it is sampled; None: the checkpoint's defaults.
+    max_seconds: of one sentence; None: derived from its length.
+    tokenizer: splits the text in place of ours, which lets the first sentence go at once.
+
+    Raises ConfigError, VoiceError. `aclose` frees everything: nothing in a session calls it, so
+    `ctx.add_shutdown_callback(tts.aclose)`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str | None = None,
+        voice: Voice | str | None = None,
+        sample_rate: int = SAMPLE_RATE,
+        engine_url: str | Sequence[str] | None = None,
+        api_key: str | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        max_seconds: float | None = None,
+        tokenizer: tokenize.SentenceTokenizer | None = None,
+    ) -> None:
+        if sample_rate not in OUTPUT_RATES:
+            rates = ", ".join(map(str, OUTPUT_RATES))
+            raise ConfigError(f"sample_rate must be one of {rates}, got {sample_rate}.")
+        super().__init__(
+            capabilities=tts.TTSCapabilities(streaming=True, aligned_transcript=True),
+            sample_rate=sample_rate,
+            num_channels=1,
+        )
+        config = EngineConfig.from_env()
+        self._model = model or config.model
+        self._engine = engine_for(replace(config, model=self._model), engine_url, api_key)
+        manner = Manner(wire_voice(voice), temperature, top_k, seed)
+        self._style = Style(manner, check_seconds(max_seconds))
+        self._tokenizer = tokenizer
+        self._call = Call(self._engine.client, manner)
+        self._streams: weakref.WeakSet[SynthesizeStream | ChunkedStream] = weakref.WeakSet()
+
+    @property
+    def model(self) -> str:
+        return self._model
+
+    @property
+    def provider(self) -> str:
+        return "csm"
+
+    def synthesize(
+        self, text: str, *, conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS
+    ) -> ChunkedStream:
+        stream = ChunkedStream(tts=self, input_text=text, conn_options=conn_options)
+        self._streams.add(stream)
+        return stream
+
+    def stream(
+        self, *, conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS
+    ) -> SynthesizeStream:
+        stream = SynthesizeStream(tts=self, conn_options=conn_options)
+        self._streams.add(stream)
+        return stream
+
+    def update_options(
+        self,
+        *,
+        voice: NotGivenOr[Voice | str | None] = NOT_GIVEN,
+        temperature: NotGivenOr[float | None] = NOT_GIVEN,
+        top_k: NotGivenOr[int | None] = NOT_GIVEN,
+        seed: NotGivenOr[int | None] = NOT_GIVEN,
+        max_seconds: NotGivenOr[float | None] = NOT_GIVEN,
+    ) -> None:
+        """For the replies that begin after it; one that has begun ends as it began.
+
+        Raises ConfigError, VoiceError, and changes nothing then.
+        """
+        changes: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "seed": seed}
+        changes = {name: value for name, value in changes.items() if utils.is_given(value)}
+        if utils.is_given(voice):
+            changes["voice"] = wire_voice(voice)
+        style = replace(self._style, manner=replace(self._style.manner, **changes))
+        if utils.is_given(max_seconds):
+            style = replace(style, max_seconds=check_seconds(max_seconds))
+        self._style, self._call.manner = style, style.manner
+
+    def add_turn(
+        self,
+        speaker: str,
+        text: str,
+        audio: rtc.AudioFrame | np.ndarray[Any, Any] | bytes | None = None,
+        sample_rate: int | None = None,
+    ) -> None:
+        """Context of the call: what the caller, or anybody else but this voice, said.
+
+        `audio`: a frame, or samples ([n] or [n, channels], float32 in [-1, 1] or int16), or mono
+        16-bit PCM; all but a frame need `sample_rate`. Returns at once; the engine is told in the
+        background, before the next reply. Raises TextError, AudioError, RequestError.
+        """
+        if isinstance(audio, rtc.AudioFrame):
+            sample_rate = audio.sample_rate
+            audio = np.frombuffer(audio.data, np.int16).reshape(-1, audio.num_channels)
+        if audio is not None and not sample_rate:
+            raise RequestError("The sound of a turn needs its sample_rate.")
+        samples = None if audio is None else to_float32(audio)
+        self._call.add_turn(speaker, text, samples, sample_rate or 0)
+
+    def prewarm(self) -> None:
+        """Start the engine and open the conversation, in the background."""
+        self._engine.start()
+        self._call.open_ahead()
+
+    def _reply(self, emitter: tts.AudioEmitter, timeout: float) -> Reply:
+        return Reply(self._call, lambda: self._style, _Sink(emitter), self.sample_rate, timeout)
+
+    async def aclose(self) -> None:
+        for stream in list(self._streams):
+            await stream.aclose()
+        self._streams.clear()
+        await self._call.aclose()
+        await self._engine.aclose()
+
+
+class ChunkedStream(tts.ChunkedStream):
+    """A whole text, spoken sentence by sentence."""
+
+    def __init__(self, *, tts: TTS, input_text: str, conn_options: APIConnectOptions) -> None:
+        super().__init__(tts=tts, input_text=input_text, conn_options=conn_options)
+        self._csm = tts
+
+    async def _run(self, output_emitter: tts.AudioEmitter) -> None:
+        _initialize(output_emitter, self._csm, stream=False)
+        reply = self._csm._reply(output_emitter, self._conn_options.timeout)
+        with _api_errors():
+            await reply.speak(self._sentences(), self._note)
+
+    async def _sentences(self) -> Sentences:
+        if (tokenizer := self._csm._tokenizer) is not None:
+            sentences = tokenizer.tokenize(self._input_text)
+        else:
+            splitter = SentenceSplitter()
+            sentences = splitter.push(self._input_text) + splitter.flush()
+        for sentence in numbered(sentences, more_to_come=False):
+            yield sentence
+
+    def _note(self, call: Call) -> None:
+        self._acquire_time, self._connection_reused = call.acquired, call.reused
+
+
+class SynthesizeStream(tts.SynthesizeStream):
+    """A text that arrives in pieces; each sentence is spoken as soon as it is complete."""
+
+    def __init__(self, *, tts: TTS, conn_options: APIConnectOptions) -> None:
+        super().__init__(tts=tts, conn_options=conn_options)
+        self._csm = tts
+
+    async def _run(self, output_emitter: tts.AudioEmitter) -> None:
+        _initialize(output_emitter, self._csm, stream=True)
+        output_emitter.start_segment(segment_id=utils.shortuuid("CSM_"))
+        tokenizer = self._csm._tokenizer
+        sentences = self._tokenized(tokenizer) if tokenizer else self._sentences()
+        reply = self._csm._reply(output_emitter, self._conn_options.timeout)
+        with _api_errors():
+            await reply.speak(sentences, self._note)
+        output_emitter.end_segment()
+
+    async def _sentences(self) -> Sentences:
+        splitter, rested = SentenceSplitter(), False
+        while True:
+            patience = _PAUSE_S if splitter.pending and not rested else None
+            rested = False
+            try:
+                async with asyncio.timeout(patience):
+                    item = await self._input_ch.recv()
+                ended = isinstance(item, self._FlushSentinel)
+                sentences = splitter.flush() if ended else splitter.push(str(item))
+            except TimeoutError:
+                rested, sentences = True, splitter.settle()
+            except utils.aio.ChanClosed:
+                break
+            for sentence in numbered(sentences, more_to_come=splitter.pending):
+                yield sentence
+        for sentence in numbered(splitter.flush(), more_to_come=False):
+            yield sentence
+
+    async def _tokenized(self, tokenizer: tokenize.SentenceTokenizer) -> Sentences:
+        stream = tokenizer.stream()
+
+        async def forward() -> None:
+            async for item in self._input_ch:
+                stream.flush() if isinstance(item, self._FlushSentinel) else stream.push_text(item)
+            stream.end_input()
+
+        forwarding = asyncio.create_task(forward(), name="csm-tokenizer-input")
+        try:
+            async for event in stream:
+                yield Sentence(event.token, more=False)
+        finally:
+            await utils.aio.cancel_and_wait(forwarding)
+            await stream.aclose()
+
+    def _note(self, call: Call) -> None:
+        self._mark_started()
+        self._acquire_time, self._connection_reused = call.acquired, call.reused
+
+
+class _Sink:
+    """A reply's sound and sentences, into LiveKit's emitter."""
+
+    def __init__(self, emitter: tts.AudioEmitter) -> None:
+        self._emitter = emitter
+
+    def text(self, sentence: str, seconds: float) -> None:
+        self._emitter.push_timed_transcript(TimedString(sentence, start_time=seconds))
+
+    def sound(self, pcm: bytes) -> None:
+        self._emitter.push(pcm)
+
+
+def _initialize(emitter: tts.AudioEmitter, owner: TTS, *, stream: bool) -> None:
+    emitter.initialize(
+        request_id=utils.shortuuid(),
+        sample_rate=owner.sample_rate,
+        num_channels=1,
+        mime_type="audio/pcm",
+        frame_size_ms=_FRAME_MS,
+        stream=stream,
+    )
+
+
+@contextmanager
+def _api_errors() -> Iterator[None]:
+    """Whatever fails becomes what LiveKit retries and reports; other errors it would not."""
+    try:
+        yield
+    except APIError:
+        raise
+    except CsmError as error:
+        raise _api_error(error) from None
+    except Exception as error:
+        logger.exception("speech failed unexpectedly")
+        raise APIError(f"Speech failed ({type(error).__name__}).") from None
+
+
+def _api_error(error: CsmError) -> APIError:
+    message = str(error)
+    match error:
+        case EngineTimeoutError():
+            return APITimeoutError(message)
+        case UnavailableError():
+            return APIConnectionError(message)
+        case BusyError():
+            return APIStatusError(message, status_code=429)
+        case AuthError():
+            return APIStatusError(message, status_code=401)
+        case RequestError():
+            return APIStatusError(message, status_code=400)
+        case ConfigError() | ModelLoadError():
+            return APIError(message, retryable=False)
+    return APIStatusError(message, status_code=500, retryable=error.retryable)
