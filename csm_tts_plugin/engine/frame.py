@@ -34,7 +34,7 @@ class FrameState:
         self.rows, self.context = rows, context
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(count)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(count)]
-        self.hidden = torch.zeros(rows, weights.lm_head.shape[1], dtype=dtype, device=device)
+        self.hidden = torch.zeros(rows, weights.lm_head.shape[0], dtype=dtype, device=device)
         self.position = torch.zeros(rows, dtype=torch.int64, device=device)
         self.codes = torch.zeros(rows, weights.codebooks, dtype=torch.int64, device=device)
         self.sampling = SamplingRows.empty(rows, device)
@@ -57,7 +57,7 @@ def draw_frame(weights: PackedCsm, state: FrameState, batch: int, candidates: in
     """
     hidden = state.hidden[:batch]
     sampler = Sampler(state.sampling, batch, weights.codebooks, candidates)
-    first = sampler(F.linear(hidden, weights.lm_head), 0)
+    first = sampler(hidden @ weights.lm_head, 0)
     codes = _depth_loop(weights, hidden, first, sampler)
     ended = (codes[:, :-1] == weights.eos_code).all(dim=1, keepdim=True)
     codes = torch.where(ended, weights.eos_code, codes)
@@ -71,7 +71,7 @@ def _depth_loop(weights: PackedCsm, hidden: Tensor, first: Tensor, sampler: Samp
     layer = weights.depth_layers[0]
     shape = (len(weights.depth_layers), 2, batch, layer.kv_heads, steps, layer.head_dim)
     cache = hidden.new_empty(shape)
-    start = F.linear(hidden, weights.depth_projector)
+    start = hidden @ weights.depth_projector
     x = torch.stack([start, F.embedding(first, weights.depth_embedding)], dim=1)
     drawn = [first]
     for codebook in range(1, steps):

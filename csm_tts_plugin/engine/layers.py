@@ -35,19 +35,35 @@ def rope_tables(rotary: Any, positions: int, dtype: torch.dtype) -> tuple[Tensor
     return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
-def fuse(*linears: Any) -> tuple[Tensor, Tensor | None]:
-    """One weight (and bias) out of several linear layers over the same input; the layers become
-    views.
+def matrix(weight: Tensor) -> Tensor:
+    """[out, in] -> [in, out], for `x @ matrix`.
+
+    On a CPU the copy is laid out that way: small batches multiply up to twice as fast then. Elsewhere
+    it stays a view.
     """
-    weight = torch.cat([linear.weight.data for linear in linears])
+    return weight.T.contiguous() if weight.device.type == "cpu" else weight.T
+
+
+def fuse(*linears: Any) -> tuple[Tensor, Tensor | None]:
+    """One matrix [in, out] (and bias) out of linear layers over the same input.
+
+    The layers' own weights become views of it, so that nothing is held twice.
+    """
+    fused = matrix(torch.cat([linear.weight.data for linear in linears]))
     start = 0
     for linear in linears:
-        rows = linear.weight.shape[0]
-        linear.weight.data = weight[start : start + rows]
-        start += rows
+        stop = start + linear.weight.shape[0]
+        linear.weight.data = fused[:, start:stop].T
+        start = stop
     if linears[0].bias is None:
-        return weight, None
-    return weight, torch.cat([linear.bias.data for linear in linears])
+        return fused, None
+    return fused, torch.cat([linear.bias.data for linear in linears])
+
+
+def apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [..., in] times [in, out], plus a bias where there is one"""
+    y = x @ weight
+    return y if bias is None else y + bias
 
 
 class PackedLayer:
@@ -63,8 +79,8 @@ class PackedLayer:
         self.scaling = attention.scaling
         self.qkv, self.qkv_bias = fuse(attention.q_proj, attention.k_proj, attention.v_proj)
         self.gate_up, self.gate_up_bias = fuse(mlp.gate_proj, mlp.up_proj)
-        self.out, self.out_bias = attention.o_proj.weight.data, _data(attention.o_proj.bias)
-        self.down, self.down_bias = mlp.down_proj.weight.data, _data(mlp.down_proj.bias)
+        self.out, self.out_bias = fuse(attention.o_proj)
+        self.down, self.down_bias = fuse(mlp.down_proj)
         self.norm1 = source.input_layernorm.weight.data
         self.norm2 = source.post_attention_layernorm.weight.data
 
@@ -72,7 +88,7 @@ class PackedLayer:
         """x [B, T, C] -> q [B, heads, T, D], k and v [B, kv_heads, T, D], rotated"""
         batch, length, _ = x.shape
         x = F.rms_norm(x, self.norm1.shape, self.norm1, self.eps)
-        qkv = F.linear(x, self.qkv, self.qkv_bias).view(batch, length, -1, self.head_dim)
+        qkv = apply(x, self.qkv, self.qkv_bias).view(batch, length, -1, self.head_dim)
         qk, v = torch.split(qkv.transpose(1, 2), [self.heads + self.kv_heads, self.kv_heads], dim=1)
         q, k = torch.split(rotate(qk, cos, sin), [self.heads, self.kv_heads], dim=1)
         return q, k, v
@@ -93,11 +109,7 @@ class PackedLayer:
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the layer: x [B, T, C], attended [B, T, heads * D] -> [B, T, C]"""
-        x = x + F.linear(attended, self.out, self.out_bias)
+        x = x + apply(attended, self.out, self.out_bias)
         y = F.rms_norm(x, self.norm2.shape, self.norm2, self.eps)
-        gate, up = F.linear(y, self.gate_up, self.gate_up_bias).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate) * up, self.down, self.down_bias)
-
-
-def _data(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.data
+        gate, up = apply(y, self.gate_up, self.gate_up_bias).chunk(2, dim=-1)
+        return x + apply(F.silu(gate) * up, self.down, self.down_bias)

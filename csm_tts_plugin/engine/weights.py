@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ModelLoadError
-from .layers import PackedLayer, rope_tables
+from .layers import PackedLayer, matrix, rope_tables
 
 
 class PackedCsm:
@@ -37,7 +37,7 @@ class PackedCsm:
 
         self.text_embedding = model.embed_text_tokens.weight.data
         self.audio_embedding = backbone.embed_tokens.embed_audio_tokens.weight.data
-        self.lm_head = model.lm_head.weight.data[: self.codes]
+        self.lm_head = matrix(model.lm_head.weight.data)[:, : self.codes]
         self.layers = [PackedLayer(layer) for layer in backbone.layers]
         self.norm, self.eps = backbone.norm.weight.data, config.rms_norm_eps
         cos, sin = rope_tables(backbone.rotary_emb, self.max_context, self.dtype)
@@ -46,7 +46,7 @@ class PackedCsm:
         decoder = depth.model
         self.depth_layers = [PackedLayer(layer) for layer in decoder.layers]
         self.depth_norm, self.depth_eps = decoder.norm.weight.data, depth_config.rms_norm_eps
-        self.depth_projector = decoder.inputs_embeds_projector.weight.data
+        self.depth_projector = matrix(decoder.inputs_embeds_projector.weight.data)
         self.depth_heads = depth.codebooks_head.weight.data[:, :, : self.codes]
         self.depth_embedding = self._project_depth(decoder.embed_tokens.weight.data)
         self.depth_cos, self.depth_sin = rope_tables(decoder.rotary_emb, self.codebooks, self.dtype)
@@ -59,7 +59,7 @@ class PackedCsm:
         decoder.
         """
         used = embedding.view(self.codebooks, self.vocab, -1)[: self.codebooks - 1, : self.codes]
-        return F.linear(used, self.depth_projector).flatten(0, 1)
+        return (used @ self.depth_projector).flatten(0, 1)
 
     def embed_frames(self, codes: Tensor) -> Tensor:
         """Codes [..., K] -> [..., hidden]: the sum of the codebooks' embeddings"""
