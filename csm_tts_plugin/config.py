@@ -127,6 +127,8 @@ class AgentConfig:
     voice_source: str = "caller"
     engine_urls: tuple[str, ...] = ()
     engine_key: str | None = field(default=None, repr=False)
+    health: tuple[str, int] = ("127.0.0.1", 8081)
+    """Where the worker's health page listens; port 0: any free one."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> AgentConfig:
@@ -145,8 +147,30 @@ class AgentConfig:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class HubConfig:
+    """Where checkpoints come from, by the hub's own variables; its library reads them itself."""
+
+    endpoint: str = "https://huggingface.co"
+    token_set: bool = False
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> HubConfig:
+        return cls(_text(env, "HF_ENDPOINT", cls().endpoint), bool(env.get("HF_TOKEN")))
+
+
 def _text(env: Mapping[str, str], name: str, default: str) -> str:
     return env.get(name, "").strip() or default
+
+
+def _address(env: Mapping[str, str], name: str, default: tuple[str, int]) -> tuple[str, int]:
+    raw = env.get(name, "").strip()
+    if not raw:
+        return default
+    host, _, port = raw.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise ConfigError(f"{name} must be host:port such as 127.0.0.1:8081, got {raw!r}.")
+    return host, int(port)
 
 
 def _integer(env: Mapping[str, str], name: str, default: int, *, low: int) -> int:

@@ -36,6 +36,15 @@ class OfflineProcess:
     def llm_url(self) -> str:
         return f"http://127.0.0.1:{self._ports['llm']}/v1"
 
+    def addresses(self, stt: str, llm: str) -> dict[str, str]:
+        """The URLs of what runs, under names of the caller's choice."""
+        urls = {}
+        if "stt" in self._ports:
+            urls[stt] = self.stt_url
+        if "llm" in self._ports:
+            urls[llm] = self.llm_url
+        return urls
+
     @property
     def pid(self) -> int | None:
         return self._child.pid if self._child else None

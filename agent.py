@@ -1,0 +1,321 @@
+"""The LiveKit worker: hears a caller, thinks of a reply, and speaks it in the caller's own voice.
+
+    python agent.py start | dev | console
+
+Settings come from the environment and from `.env` beside this file; `.env.example` names them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+from aiohttp import ClientError, ClientTimeout
+from dotenv import load_dotenv
+from livekit.agents import (
+    Agent,
+    AgentServer,
+    AgentSession,
+    AgentStateChangedEvent,
+    APIConnectOptions,
+    APIError,
+    ConversationItemAddedEvent,
+    ErrorEvent,
+    JobContext,
+    JobProcess,
+    ModelSettings,
+    UserStateChangedEvent,
+    cli,
+    inference,
+    llm,
+    stt,
+    vad,
+)
+from livekit.agents.types import NOT_GIVEN
+from livekit.agents.voice.agent_session import SessionConnectOptions
+
+from csm_tts_plugin import TTS
+from csm_tts_plugin.agent_support import (
+    CALLER,
+    OFFLINE_LLM_URL,
+    OFFLINE_STT_URL,
+    CallerEar,
+    Services,
+    VoiceFinder,
+    check_keys,
+    engine_load,
+    turn_figures,
+)
+from csm_tts_plugin.config import AgentConfig
+from csm_tts_plugin.errors import AuthError, CsmError, UnavailableError
+from csm_tts_plugin.offline.llm import offline_llm
+from csm_tts_plugin.offline.stt import OfflineSTT
+from livekit import api, rtc
+from livekit.plugins import openai
+
+logger = logging.getLogger("csm_tts_plugin.agent")
+
+INSTRUCTIONS = "You are a friendly voice on the phone. Answer in one or two short sentences."
+GREETING = "Hello, nice to hear from you. What is on your mind?"
+NO_IDEA = "Sorry, I lost my thread there; please say that once more."
+NOT_HEARD = "Sorry, I did not hear that; please say it once more."
+HISTORY = 4
+"""Messages that the LLM sees besides its instructions."""
+CONSENT = "csm.voice_consent"
+
+
+class CallAgent(Agent):
+    """One call: what is heard becomes context and, with consent, the voice of the replies."""
+
+    def __init__(self, ctx: JobContext, speech: TTS, voice_source: str) -> None:
+        super().__init__(instructions=INSTRUCTIONS)
+        self._room = ctx.room
+        self._speech = speech
+        self._clones = voice_source == CALLER
+        self._voice = "stock" if self._clones else voice_source
+        self._spoken_in = self._voice
+        self._ear = CallerEar()
+        self._finder: VoiceFinder | None = None
+        self._turn = 0
+        self._heard: llm.MetricsReport | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def on_enter(self) -> None:
+        self.session.on("user_state_changed", self._on_user_state)
+        self.session.on("agent_state_changed", self._on_agent_state)
+        self.session.on("conversation_item_added", self._on_item)
+        self.session.on("error", self._on_error)
+        self._room.on("participant_attributes_changed", lambda *_: self._consenting())
+        self.session.say(GREETING)
+
+    async def stt_node(
+        self, audio: AsyncIterable[rtc.AudioFrame], model_settings: ModelSettings
+    ) -> AsyncIterator[stt.SpeechEvent]:
+        async def overheard() -> AsyncIterator[rtc.AudioFrame]:
+            async for frame in audio:
+                self._ear.push(bytes(frame.data), frame.sample_rate)
+                yield frame
+
+        async for event in Agent.default.stt_node(self, overheard(), model_settings):
+            if event.type == stt.SpeechEventType.FINAL_TRANSCRIPT and event.alternatives:
+                self._take(event.alternatives[0].text)
+            yield event
+
+    async def llm_node(
+        self, chat_ctx: llm.ChatContext, tools: list[llm.Tool], model_settings: ModelSettings
+    ) -> AsyncIterator[Any]:
+        recent = chat_ctx.copy().truncate(max_items=HISTORY)
+        try:
+            async for chunk in Agent.default.llm_node(self, recent, tools, model_settings):
+                yield chunk
+        except APIError as error:
+            logger.warning("the LLM failed (%s); saying so", type(error).__name__)
+            yield NO_IDEA
+
+    def _take(self, text: str) -> None:
+        """A turn's words are known: give it to the engine before the reply is asked for."""
+        cut = self._ear.cut()
+        identity = self._consenting()
+        if identity is None or cut is None or not text.strip():
+            return
+        samples, rate = cut
+        if self._voice == CALLER or not self._clones:
+            self._speech.add_turn(CALLER, text, samples, rate)
+            return
+        self._finder = self._finder or VoiceFinder(identity)
+        if (voice := self._finder.add(text, samples, rate)) is not None:
+            self._speech.update_options(voice=voice)
+            self._change_voice(CALLER)
+
+    def _consenting(self) -> str | None:
+        """Who talks to us, if their voice may be used; one who takes that back is forgotten."""
+        people = [p for p in self._room.remote_participants.values() if CONSENT in p.attributes]
+        for person in people:
+            if person.attributes[CONSENT] == "granted":
+                return person.identity
+        if self._voice == CALLER:
+            self._speech.update_options(voice=None)
+            self._finder = None
+            self._change_voice("stock")
+        return None
+
+    def _change_voice(self, voice: str) -> None:
+        self._voice = voice
+        logger.info("replies are spoken in the voice: %s", voice)
+        self._later(self._room.local_participant.set_attributes({"csm.voice": voice}))
+
+    def _on_user_state(self, event: UserStateChangedEvent) -> None:
+        if event.new_state == "speaking":
+            self._ear.speech_began()
+
+    def _on_agent_state(self, event: AgentStateChangedEvent) -> None:
+        if event.new_state == "speaking":
+            self._spoken_in = self._voice
+
+    def _on_item(self, event: ConversationItemAddedEvent) -> None:
+        """Each reply's figures go to the log and to the room, without a word of what was said."""
+        item = event.item
+        if not isinstance(item, llm.ChatMessage):
+            return
+        if item.role == "user":
+            self._turn += 1
+            self._heard = item.metrics
+        elif item.role == "assistant" and self._heard is not None:
+            figures = turn_figures(self._heard, item.metrics)
+            self._heard = None
+            outcome = {"voice": self._spoken_in, "interrupted": item.interrupted}
+            packet = json.dumps({"turn": self._turn, **figures, **outcome})
+            logger.info("turn %s", packet)
+            self._later(self._room.local_participant.publish_data(packet, topic="csm.turn"))
+
+    def _on_error(self, event: ErrorEvent) -> None:
+        """A turn that could not be heard is asked for again; `llm_node` speaks for the LLM."""
+        if isinstance(event.error, stt.STTError) and not event.error.recoverable:
+            logger.warning("speech-to-text failed (%s)", type(event.error.error).__name__)
+            self.session.say(NOT_HEARD)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """News for the room, which may be gone already."""
+
+        async def tell() -> None:
+            try:
+                await work
+            except Exception as error:
+                logger.info("the room did not take a figure (%s)", type(error).__name__)
+
+        task = asyncio.create_task(tell())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class Worker(AgentServer):
+    """LiveKit's worker; the engine and the offline models start before it and stop after."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        host, port = config.health
+        super().__init__(
+            setup_fnc=prewarm,
+            load_fnc=engine_load,
+            initialize_process_timeout=60.0,
+            host=host,
+            port=port,
+            preload_modules=["csm_tts_plugin.tts", "csm_tts_plugin.agent_support"],
+        )
+        self.failure: CsmError | None = None
+        self._services = Services()
+        self._ran = False
+
+    async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
+        try:
+            if not unregistered:
+                await check_livekit(AgentConfig.from_env())
+            await self._services.start()
+            self._ran = True
+            await super().run(devmode=devmode, unregistered=unregistered)
+        except CsmError as error:
+            self.failure = error
+
+    async def drain(self, timeout: Any = NOT_GIVEN) -> None:
+        if self._ran:
+            await super().drain(timeout)
+
+    async def aclose(self) -> None:
+        if self._ran:
+            await super().aclose()
+        await self._services.stop()
+
+
+def prewarm(process: JobProcess) -> None:
+    process.userdata["vad"] = inference.VAD(model="silero")
+
+
+async def check_livekit(config: AgentConfig) -> None:
+    """Raises CsmError where LiveKit itself would try again for minutes, or log a traceback."""
+    url, key, secret = check_keys(config)
+    async with api.LiveKitAPI(url, key, secret, timeout=ClientTimeout(total=10)) as livekit:
+        try:
+            await livekit.room.list_rooms(api.ListRoomsRequest(names=["-"]))
+        except api.TwirpError as error:
+            if error.status == 401:
+                raise AuthError(
+                    f"{url} refuses the key; check LIVEKIT_API_KEY and LIVEKIT_API_SECRET."
+                ) from None
+            raise UnavailableError(
+                f"LiveKit at {url} answers {error.status}; see its log."
+            ) from None
+        except (ClientError, TimeoutError):
+            raise UnavailableError(
+                f"No LiveKit server answers at {url}; start it, or correct LIVEKIT_URL."
+            ) from None
+
+
+def make_stt(name: str, ear: vad.VAD) -> stt.STT[Any]:
+    if name == "offline":
+        return stt.StreamAdapter(stt=OfflineSTT(os.environ[OFFLINE_STT_URL]), vad=ear)
+    if name.startswith("openai:"):
+        model = openai.STT(model=name.removeprefix("openai:"), use_realtime=False)
+        return stt.StreamAdapter(stt=model, vad=ear)
+    return inference.STT(model=name)
+
+
+def make_llm(name: str) -> llm.LLM[Any]:
+    if name == "offline":
+        return offline_llm(os.environ[OFFLINE_LLM_URL])
+    if name.startswith("openai:"):
+        return openai.LLM(model=name.removeprefix("openai:"))
+    return inference.LLM(model=name)
+
+
+async def answer(ctx: JobContext) -> None:
+    """One call, from joining the room until the caller leaves it."""
+    config = AgentConfig.from_env()
+    ear = ctx.proc.userdata["vad"]
+    speech = TTS(voice=None if config.voice_source == CALLER else config.voice_source)
+    ctx.add_shutdown_callback(speech.aclose)
+    once = APIConnectOptions(max_retry=1, retry_interval=0.5, timeout=10.0)
+    session = AgentSession[None](
+        vad=ear,
+        stt=make_stt(config.stt, ear),
+        llm=make_llm(config.llm),
+        tts=speech,
+        turn_handling={
+            "turn_detection": inference.TurnDetector(version="v1-mini"),
+            "endpointing": {"mode": "fixed", "min_delay": 0.3, "max_delay": 2.0},
+            "interruption": {"mode": "vad", "min_duration": 0.3},
+            "preemptive_generation": {"enabled": True},
+        },
+        conn_options=SessionConnectOptions(stt_conn_options=once, llm_conn_options=once),
+        aec_warmup_duration=None,
+    )
+    session.on("close", lambda _: ctx.shutdown())
+    speech.prewarm()
+    await session.start(CallAgent(ctx, speech, config.voice_source), room=ctx.room, record=False)
+
+
+def main() -> int:
+    load_dotenv(Path(__file__).with_name(".env"))
+    try:
+        config = AgentConfig.from_env()
+    except CsmError as error:
+        print(f"agent: {error}", file=sys.stderr)
+        return 1
+    worker = Worker(config)
+    worker.rtc_session(answer, agent_name=config.agent_name)
+    try:
+        cli.run_app(worker)
+    except SystemExit as ended:
+        code = ended.code
+    if worker.failure is not None:
+        print(f"agent: {worker.failure}", file=sys.stderr)
+        return 1
+    return int(code or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""What `agent.py` needs and LiveKit does not give: processes to run, an ear for the caller's voice.
+
+Knows nothing of LiveKit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import logging
+import os
+import urllib.request
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .audio.resample import from_pcm16
+from .config import AgentConfig, EngineConfig, ServerConfig
+from .errors import ConfigError, CsmError
+from .offline.process import OfflineProcess
+from .server.supervisor import EngineProcess
+from .voices.voice import Consent, Voice
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Samples = npt.NDArray[np.float32]
+
+logger = logging.getLogger("csm_tts_plugin.agent")
+
+OFFLINE_STT_URL = "CSM_OFFLINE_STT_URL"
+OFFLINE_LLM_URL = "CSM_OFFLINE_LLM_URL"
+"""How the worker tells its jobs where the offline models listen; not for users."""
+
+CALLER = "caller"
+"""The caller's name in a conversation, and of the voice made from their speech."""
+
+_REFERENCE_S = (3.0, 15.0)
+_CLIPPED = 0.999
+_QUIET = 0.003
+"""RMS of 10 ms below which nobody speaks."""
+
+
+class Services:
+    """What the calls of a worker share: an engine unless one is named, and the offline models.
+
+    Their addresses reach the jobs through the environment, which processes inherit.
+    """
+
+    def __init__(self, env: MutableMapping[str, str] = os.environ) -> None:
+        self._env = env
+        self._engine: EngineProcess | None = None
+        self._offline: OfflineProcess | None = None
+
+    async def start(self) -> None:
+        """Returns when calls can be taken. Raises what keeps them from it, a CsmError."""
+        config = AgentConfig.from_env(self._env)
+        check_names(config)
+        stt, llm = config.stt == "offline", config.llm == "offline"
+        if stt or llm:
+            self._offline = OfflineProcess(stt=stt, llm=llm)
+        if not config.engine_urls:
+            server = ServerConfig(port=0, voices_dir=ServerConfig.from_env(self._env).voices_dir)
+            self._engine = EngineProcess(EngineConfig.from_env(self._env), server)
+            self._engine.start()
+        try:
+            await asyncio.gather(self._start_engine(), self._start_offline())
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        engine, self._engine = self._engine, None
+        offline, self._offline = self._offline, None
+        if engine is not None:
+            await engine.astop()
+        if offline is not None:
+            await asyncio.shield(asyncio.to_thread(offline.stop))
+
+    async def _start_engine(self) -> None:
+        if self._engine is not None:
+            self._env["CSM_ENGINE_URL"] = await self._engine.ready()
+            self._env["CSM_ENGINE_KEY"] = self._engine.key
+
+    async def _start_offline(self) -> None:
+        if self._offline is None:
+            return
+        await asyncio.to_thread(self._offline.start)
+        self._env.update(self._offline.addresses(OFFLINE_STT_URL, OFFLINE_LLM_URL))
+
+
+def check_names(config: AgentConfig) -> None:
+    """Raises ConfigError for an STT or LLM that nobody could provide."""
+    for variable, name in (("AGENT_STT", config.stt), ("AGENT_LLM", config.llm)):
+        if name != "offline" and "/" not in name and not name.startswith("openai:"):
+            raise ConfigError(
+                f"{variable}={name} is unknown; take offline, a LiveKit Inference name such as"
+                " openai/gpt-4.1-mini, or openai:<model> with OPENAI_BASE_URL."
+            )
+
+
+def check_keys(config: AgentConfig) -> tuple[str, str, str]:
+    """URL, key and secret of LiveKit. Raises ConfigError naming what is not set."""
+    found = {
+        "LIVEKIT_URL": config.livekit_url,
+        "LIVEKIT_API_KEY": config.livekit_api_key,
+        "LIVEKIT_API_SECRET": config.livekit_api_secret,
+    }
+    missing = [name for name, value in found.items() if not value]
+    if missing:
+        raise ConfigError(f"Set {', '.join(missing)} in the environment or in .env.")
+    url, key, secret = (str(value) for value in found.values())
+    return url, key, secret
+
+
+def turn_figures(heard: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds of a turn out of LiveKit's metrics of the user's message and of the reply.
+
+    `spoke_at` is the clock's time at which the caller began, for matching by a recording.
+    """
+    sources = {
+        "spoke_at": (heard, "started_speaking_at"),
+        "endpointing": (heard, "end_of_turn_delay"),
+        "stt": (heard, "transcription_delay"),
+        "llm_ttft": (said, "llm_node_ttft"),
+        "tts_first_audio": (said, "tts_node_ttfb"),
+        "e2e": (said, "e2e_latency"),
+    }
+    found = {name: report.get(key) for name, (report, key) in sources.items()}
+    return {name: None if value is None else round(value, 3) for name, value in found.items()}
+
+
+def engine_load() -> float:
+    """How full the least busy engine is: 0 idle, 1 full or not ready. Blocks for 1 s at most."""
+    return min((_occupancy(url) for url in AgentConfig.from_env().engine_urls), default=0.0)
+
+
+def _occupancy(url: str) -> float:
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/readyz", timeout=1.0) as answer:
+            status = json.load(answer)
+        return min(1.0, float(status["speaking"] + status["queued"]) / float(status["slots"]))
+    except (OSError, ValueError, KeyError, ZeroDivisionError):
+        return 1.0
+
+
+class CallerEar:
+    """The caller's sound of late, from which each turn is cut when its words are known."""
+
+    def __init__(self, keep_s: float = 60.0, before_s: float = 0.8) -> None:
+        self._keep = keep_s
+        self._before = before_s
+        self._rate = 0
+        self._pcm = bytearray()
+        self._mark: int | None = None
+        """Byte at which the turn begins; None: nobody has spoken since the last cut."""
+
+    def push(self, pcm: bytes, rate: int) -> None:
+        """16-bit mono PCM as it arrives; the rate is that of the first."""
+        self._rate = self._rate or rate
+        self._pcm += pcm
+        surplus = len(self._pcm) - int(self._keep * self._rate) * 2
+        if surplus > 0:
+            del self._pcm[:surplus]
+            self._mark = None if self._mark is None else max(0, self._mark - surplus)
+
+    def speech_began(self) -> None:
+        """Voice activity says so, and is always late: the turn begins a moment before."""
+        if self._mark is None:
+            self._mark = max(0, len(self._pcm) - int(self._before * self._rate) * 2)
+
+    def cut(self) -> tuple[Samples, int] | None:
+        """The turn until now without the silence around it, and its rate in Hz."""
+        mark, self._mark = self._mark, None
+        if mark is None:
+            return None
+        samples = trim(from_pcm16(bytes(self._pcm[mark:])), self._rate)
+        return (samples, self._rate) if len(samples) else None
+
+
+def trim(samples: Samples, rate: int, around_s: float = 0.1) -> Samples:
+    """Without the silence before and after, but for `around_s` of it; empty when all is silence."""
+    window = rate // 100
+    blocks = samples[: len(samples) // window * window].reshape(-1, window)
+    loudness = np.sqrt(np.mean(blocks**2, axis=1))
+    loud = np.flatnonzero(loudness > max(_QUIET, 0.03 * float(loudness.max(initial=0.0))))
+    if not len(loud):
+        return samples[:0]
+    around = int(around_s * rate)
+    return samples[max(0, loud[0] * window - around) : (loud[-1] + 1) * window + around]
+
+
+@dataclass
+class VoiceFinder:
+    """Gathers a consenting caller's turns until they make a reference of 3 to 15 s."""
+
+    identity: str
+    _texts: list[str] = field(default_factory=list, repr=False)
+    _parts: list[Samples] = field(default_factory=list, repr=False)
+
+    def add(self, text: str, samples: Samples, rate: int) -> Voice | None:
+        """The voice, once there is enough. Turns that are clipped or too long do not count."""
+        if len(samples) > _REFERENCE_S[1] * rate or np.mean(np.abs(samples) > _CLIPPED) > 0.001:
+            return None
+        self._texts.append(text)
+        self._parts.append(samples)
+        joined = np.concatenate(self._parts)
+        if len(joined) > _REFERENCE_S[1] * rate:
+            self._texts, self._parts, joined = [text], [samples], samples
+        if len(joined) < _REFERENCE_S[0] * rate:
+            return None
+        return self._voice(" ".join(self._texts), joined, rate)
+
+    def _voice(self, transcript: str, samples: Samples, rate: int) -> Voice | None:
+        consent = Consent(
+            speaker=self.identity,
+            statement="Granted in the call, by the participant attribute csm.voice_consent.",
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        try:
+            return Voice.from_audio(
+                samples, rate, transcript=transcript, consent=consent, speaker=CALLER
+            )
+        except CsmError as error:
+            logger.info("the caller's turns make no voice yet: %s", error)
+            return None
