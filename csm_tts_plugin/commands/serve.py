@@ -82,7 +82,8 @@ def _follow_parent(loop: asyncio.AbstractEventLoop, stopping: Stopping) -> None:
     _die_with_parent()
 
     def watch() -> None:
-        while sys.stdin.buffer.read(4096):
+        # Not through sys.stdin: its lock, held by this thread, would break the interpreter's end.
+        while os.read(0, 4096):
             pass
         try:
             loop.call_soon_threadsafe(stopping.at_once)
