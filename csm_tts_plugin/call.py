@@ -37,7 +37,7 @@ Connect = Callable[[], Awaitable[EngineClient]]
 class Manner:
     """How a call speaks. Raises ConfigError for what no engine would take."""
 
-    voice: str | InlineVoice = STOCK_VOICE
+    voice: str | InlineVoice = field(default=STOCK_VOICE, repr=False)
     temperature: float | None = None
     top_k: int | None = None
     seed: int | None = None
@@ -187,7 +187,8 @@ class Call:
                 if not self._turns:
                     return
         except CsmError as error:
-            logger.info("no conversation ahead of the reply: %s", error)
+            level = logging.INFO if error.retryable else logging.WARNING
+            logger.log(level, "no conversation ahead of the reply: %s", error)
 
     async def _with_manner(self, manner: Manner) -> Conversation:
         if (conversation := self._open) is None:
