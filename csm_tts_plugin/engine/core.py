@@ -168,7 +168,7 @@ class Engine:
                     "let some be spoken first."
                 )
             utterance = Utterance(
-                Job(uuid.uuid4().hex, live=live, more=more),
+                Job(uuid.uuid4().hex, live=live, more=more, due=False),
                 self._writer.turn(0, text),
                 sink,
                 self._draw(sampling or found.sampling),
@@ -176,7 +176,8 @@ class Engine:
             )
             self._scheduler.admit(found.seat, utterance.job, retry_after=self._retry_after())
             found.utterances[utterance.id] = utterance
-            self._tell()
+            # Behind the turns and the voice that were given before it.
+            self._post(lambda rounds: rounds.due(utterance))
         return utterance.id
 
     def cancel(self, utterance: str) -> None:
@@ -260,19 +261,22 @@ class Engine:
     def _serve(self) -> None:
         rounds = self._rounds
         assert rounds is not None
-        while True:
-            with self._wake:
-                if self._stopping:
-                    return
-                inbox, self._inbox = self._inbox, []
-                self._news = False
-            for command in inbox:
-                command(rounds)
-            if rounds.run(time.monotonic()):
+        while not self._stopping:
+            if self._round():
                 continue
             with self._wake:
                 if not self._news and not self._stopping:
                     self._wake.wait(rounds.patience(time.monotonic()))
+
+    def _round(self) -> bool:
+        """Obey what was asked, then one round; False when there was nothing to do."""
+        assert self._rounds is not None
+        with self._wake:
+            inbox, self._inbox = self._inbox, []
+            self._news = False
+        for command in inbox:
+            command(self._rounds)
+        return self._rounds.run(time.monotonic())
 
     def _fail(self, error: CsmError) -> None:
         with self._wake:
@@ -282,6 +286,7 @@ class Engine:
     def _fail_everybody(self, error: CsmError) -> None:
         with self._wake:
             self._stopping = True
+            self._detail = "stopped"
             conversations = list(self._conversations.values())
             self._conversations.clear()
             self._wake.notify_all()

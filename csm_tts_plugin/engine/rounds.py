@@ -81,6 +81,11 @@ class Rounds:
             conversation.drop_turn()
             log.warning("a turn was left out of the conversation: %s", error)
 
+    def due(self, utterance: Utterance) -> None:
+        """All that was asked of its conversation before it has been done: it may be spoken."""
+        with self._lock:
+            utterance.job.due = True
+
     def cancel(self, id: str) -> None:
         for conversation in list(self._conversations.values()):
             utterance = conversation.utterances.get(id)
@@ -110,10 +115,10 @@ class Rounds:
         self._hand_out(begin, now)
         with self._lock:
             plan = self._scheduler.plan(now)
-        if plan.read is not None:
-            self._read(plan.read)
         for a, b in plan.swaps:
             self._runner.swap(a, b)
+        if plan.read is not None:
+            self._read(plan.read)
         if plan.step:
             self._step(plan)
         return not plan.idle or bool(begin.started)

@@ -33,6 +33,8 @@ class Job:
     id: str
     live: bool = True
     more: bool = False
+    due: bool = True
+    """What was asked of its conversation before it has been done."""
     state: State = State.WAITING
     arrival: int = 0
 
@@ -81,10 +83,13 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One round: read a piece of a prompt, swap rows, then one frame for `step`, rows [0, B)."""
+    """One round: swap rows, read a piece of a prompt, then one frame for `step`, rows [0, B).
 
-    read: Read | None
+    The seats' rows are those after the swaps.
+    """
+
     swaps: list[tuple[int, int]]
+    read: Read | None
     step: list[Seat]
 
     @property
@@ -189,7 +194,7 @@ class Scheduler:
             # The prompt ends with this piece: its first frame is made in the same round.
             step = [*step, read.seat]
         swaps = self._to_front(step)
-        return Plan(read, swaps, sorted(step, key=_row))
+        return Plan(swaps, read, sorted(step, key=_row))
 
     def read_done(self, read: Read) -> None:
         seat = read.seat
@@ -213,7 +218,7 @@ class Scheduler:
         free = self.slots - self.running()
         if free <= 0:
             return
-        waiting = [seat for seat in self._seats.values() if seat.jobs and not _runs(seat)]
+        waiting = [seat for seat in self._seats.values() if _waits(seat)]
         waiting.sort(key=lambda seat: (not seat.continues, seat.jobs[0].arrival))
         for seat in waiting[:free]:
             if seat.row is None:
@@ -282,6 +287,10 @@ class Scheduler:
 
 def _runs(seat: Seat) -> bool:
     return seat.job is not None and seat.job.state is not State.WAITING
+
+
+def _waits(seat: Seat) -> bool:
+    return seat.job is not None and seat.job.state is State.WAITING and seat.job.due
 
 
 def _reads(seat: Seat) -> bool:

@@ -1,0 +1,51 @@
+"""Engines and checkpoints that the engine's tests share."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import pytest
+import torch
+
+from csm_tts_plugin.config import EngineConfig
+from csm_tts_plugin.engine.loading import load_checkpoint
+from tests.engine.tools import small_checkpoint, started
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """csm-tiny with whatever weights it has; only ever compared with transformers."""
+    return load_checkpoint(EngineConfig(model="tiny", device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A random model that hardly ever ends by itself."""
+    return small_checkpoint(3)
+
+
+@pytest.fixture(scope="module")
+def engine(small):
+    engine = started(small, slots=4, queue=4)
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture
+def seed(request):
+    """A fresh seed for each run; a failing test shows it."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed: {seed}")
+    return seed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_threads_left():
+    """Whoever starts an engine stops it."""
+    before = set(threading.enumerate())
+    yield
+    left = [t for t in threading.enumerate() if t not in before and t.name == "csm-engine"]
+    assert not left
