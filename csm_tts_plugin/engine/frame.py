@@ -9,10 +9,13 @@ All state is in tensors with one row per seat, written in place; nothing here wa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .depth import DepthCache, draw_depth
 from .sampling import Sampler, SamplingRows
 from .weights import PackedCsm
 
@@ -38,85 +41,62 @@ class FrameState:
         self.position = torch.zeros(rows, dtype=torch.int64, device=device)
         self.codes = torch.zeros(rows, weights.codebooks, dtype=torch.int64, device=device)
         self.sampling = SamplingRows.empty(rows, device)
-        self.places = torch.arange(context + 1, device=device)
+        self.places = torch.arange(max(context + 1, rows), device=device)
+        self._weights = weights
+        self._depth: dict[int, DepthCache] = {}
 
     def tensors(self) -> list[Tensor]:
         """Everything that belongs to a row, for moving one."""
         cursors = [self.hidden, self.position, self.codes, *self.sampling.tensors()]
         return [*self.keys, *self.values, *cursors]
 
+    def depth(self, batch: int) -> DepthCache:
+        """Where the depth decoder keeps one frame's keys and values for `batch` rows."""
+        if batch not in self._depth:
+            self._depth[batch] = DepthCache(self._weights, batch)
+        return self._depth[batch]
+
     def bytes_per_position(self) -> int:
         return sum(t[0, :, 0].numel() * t.element_size() for t in (*self.keys, *self.values))
 
 
-def draw_frame(weights: PackedCsm, state: FrameState, batch: int, candidates: int) -> Tensor:
+def draw_frame(
+    weights: PackedCsm,
+    state: FrameState,
+    batch: int,
+    candidates: int,
+    shape_logits: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """The next frame of the first `batch` rows from their hidden states: codes [B, K].
 
     A row whose first K - 1 codes are all the end code has ended; its whole frame is then the end
-    frame, as prompts write it.
+    frame, as prompts write it. `shape_logits` may change codebook 0's logits [B, codes].
     """
     hidden = state.hidden[:batch]
     sampler = Sampler(state.sampling, batch, weights.codebooks, candidates)
-    first = sampler(hidden @ weights.lm_head, 0)
-    codes = _depth_loop(weights, hidden, first, sampler)
+    logits = hidden @ weights.lm_head
+    first = sampler(logits if shape_logits is None else shape_logits(logits), 0)
+    codes = draw_depth(weights, state.depth(batch), hidden, first, sampler)
     ended = (codes[:, :-1] == weights.eos_code).all(dim=1, keepdim=True)
-    codes = torch.where(ended, weights.eos_code, codes)
+    codes = codes.masked_fill(ended, weights.eos_code)
     state.codes[:batch].copy_(codes)
     return codes
-
-
-def _depth_loop(weights: PackedCsm, hidden: Tensor, first: Tensor, sampler: Sampler) -> Tensor:
-    """hidden [B, C], first [B] -> codes [B, K]. Its keys and values live for one frame only."""
-    batch, steps = hidden.shape[0], weights.codebooks
-    layer = weights.depth_layers[0]
-    shape = (len(weights.depth_layers), 2, batch, layer.kv_heads, steps, layer.head_dim)
-    cache = hidden.new_empty(shape)
-    start = hidden @ weights.depth_projector
-    x = torch.stack([start, F.embedding(first, weights.depth_embedding)], dim=1)
-    drawn = [first]
-    for codebook in range(1, steps):
-        begin = 0 if codebook == 1 else codebook
-        y = _depth_step(weights, x, cache, begin)
-        code = sampler(y @ weights.depth_heads[codebook - 1], codebook)
-        drawn.append(code)
-        if codebook + 1 < steps:
-            x = F.embedding(code + codebook * weights.codes, weights.depth_embedding)[:, None]
-    return torch.stack(drawn, dim=1)
-
-
-def _depth_step(weights: PackedCsm, x: Tensor, cache: Tensor, begin: int) -> Tensor:
-    """x [B, T, c] at depth positions begin.. -> the last position's output [B, c]"""
-    end = begin + x.shape[1]
-    cos, sin = weights.depth_cos[begin:end], weights.depth_sin[begin:end]
-    mask = None
-    if x.shape[1] > 1:
-        mask = torch.ones(x.shape[1], end, dtype=torch.bool, device=x.device).tril(begin)[
-            None, None
-        ]
-    for index, layer in enumerate(weights.depth_layers):
-        q, k, v = layer.project(x, cos, sin)
-        cache[index, 0, :, :, begin:end] = k
-        cache[index, 1, :, :, begin:end] = v
-        keys, values = cache[index, 0, :, :, :end], cache[index, 1, :, :, :end]
-        x = layer.finish(x, layer.attend(q, keys, values, mask))
-    return F.rms_norm(x[:, -1], weights.depth_norm.shape, weights.depth_norm, weights.depth_eps)
 
 
 def read_frame(weights: PackedCsm, state: FrameState, batch: int, length: int) -> None:
     """The backbone reads the last frame of the first `batch` rows, seeing `length` positions."""
     position = state.position[:batch]
-    x = weights.embed_frames(state.codes[:batch])[:, None]
-    cos, sin = weights.cos[position][:, None, None], weights.sin[position][:, None, None]
+    x = weights.embed_frames(state.codes[:batch])
+    cos, sin = weights.cos[position][:, None], weights.sin[position][:, None]
     mask = (state.places[:length] <= position[:, None])[:, None, None]
-    rows = torch.arange(batch, device=position.device)
-    for index, layer in enumerate(weights.layers):
-        keys, values = state.keys[index][:batch], state.values[index][:batch]
-        q, k, v = layer.project(x, cos, sin)
-        keys[rows, :, position] = k[:, :, 0]
-        values[rows, :, position] = v[:, :, 0]
-        y = layer.attend(q, keys[:, :, :length], values[:, :, :length], mask)
-        x = layer.finish(x, y)
-    x = F.rms_norm(x[:, 0], weights.norm.shape, weights.norm, weights.eps)
+    rows = state.places[:batch]
+    for layer, all_keys, all_values in zip(weights.layers, state.keys, state.values, strict=True):
+        keys, values = all_keys[:batch], all_values[:batch]
+        q, k, v = layer.project_one(x, cos, sin)
+        keys[rows, :, position] = k
+        values[rows, :, position] = v
+        x = layer.finish(x, layer.attend_one(q, keys[:, :, :length], values[:, :, :length], mask))
+    x = F.rms_norm(x, weights.norm.shape, weights.norm, weights.eps)
     state.hidden[:batch].copy_(x)
     position += 1
     state.sampling.frame[:batch] += 1

@@ -38,8 +38,8 @@ def rope_tables(rotary: Any, positions: int, dtype: torch.dtype) -> tuple[Tensor
 def matrix(weight: Tensor) -> Tensor:
     """[out, in] -> [in, out], for `x @ matrix`.
 
-    On a CPU the copy is laid out that way: small batches multiply up to twice as fast then. Elsewhere
-    it stays a view.
+    On a CPU the copy is laid out that way: small batches multiply up to twice as fast then.
+    Elsewhere it stays a view.
     """
     return weight.T.contiguous() if weight.device.type == "cpu" else weight.T
 
@@ -107,8 +107,25 @@ class PackedLayer:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scaling)
         return y.view(batch, self.heads, length, dim).transpose(1, 2).reshape(batch, length, -1)
 
+    def project_one(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`project` for one position a row: x [B, C] -> q [B, kv_heads, group, D], k and v
+        [B, kv_heads, D]. cos and sin broadcast to [B, heads, D]."""
+        batch, rotated = x.shape[0], self.heads + self.kv_heads
+        x = F.rms_norm(x, self.norm1.shape, self.norm1, self.eps)
+        qkv = apply(x, self.qkv, self.qkv_bias).view(batch, -1, self.head_dim)
+        qk = rotate(qkv[:, :rotated], cos, sin)
+        q = qk[:, : self.heads].reshape(batch, self.kv_heads, -1, self.head_dim)
+        return q, qk[:, self.heads :], qkv[:, rotated:]
+
+    def attend_one(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """q as from `project_one` over k and v [B, kv_heads, L, D]; mask [B, 1, 1, L] -> [B, heads
+        * D]
+        """
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scaling)
+        return y.reshape(q.shape[0], -1)
+
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The rest of the layer: x [B, T, C], attended [B, T, heads * D] -> [B, T, C]"""
+        """The rest of the layer: x [..., C], attended [..., heads * D] -> [..., C]"""
         x = x + apply(attended, self.out, self.out_bias)
         y = F.rms_norm(x, self.norm2.shape, self.norm2, self.eps)
         gate, up = apply(y, self.gate_up, self.gate_up_bias).chunk(2, dim=-1)

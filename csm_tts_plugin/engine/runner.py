@@ -158,11 +158,19 @@ class Runner:
         """The next frame of rows [0, batch), with its sound. `candidates`: the largest top-k (0:
         greedy)
         """
-        width = candidates and (_CANDIDATES if candidates <= _CANDIDATES else self.weights.codes)
+        width = self._width(candidates)
         sound = self.state.hidden[:batch].isfinite().all(dim=-1)
         codes = draw_frame(self.weights, self.state, batch, width)
         samples = self.decoder(codes[:, :, None])
         return Frame(codes.cpu().numpy(), samples.float().cpu().numpy(), sound.cpu().numpy())
+
+    def _width(self, candidates: int) -> int:
+        """Few widths exist, so that few graphs do."""
+        if not candidates:
+            return 0
+        return min(
+            _CANDIDATES if candidates <= _CANDIDATES else self.weights.codes, self.weights.codes
+        )
 
     @torch.inference_mode()
     def advance(self, batch: int, longest: int) -> None:

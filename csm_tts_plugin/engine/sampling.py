@@ -34,8 +34,8 @@ def noise_keys(seed: Tensor, frame: Tensor, codebooks: int) -> Tensor:
 
 
 def gumbel(key: Tensor, index: Tensor) -> Tensor:
-    """Gumbel noise for candidates `index` [B, n] of rows with `key` [B] -> [B, n], float32"""
-    bits = _scramble((key[:, None] + index * 0xC2B2AE3D) & _MASK)
+    """Gumbel noise for candidates `index` [B, n] of rows with `key` [B, 1] -> [B, n], float32"""
+    bits = _scramble((key + index * 0xC2B2AE3D) & _MASK)
     uniform = (bits >> 8).float().add_(0.5).mul_(1.0 / 2**24)
     return -(-uniform.log_()).log_()
 
@@ -73,21 +73,22 @@ class Sampler:
     def __init__(self, rows: SamplingRows, batch: int, codebooks: int, candidates: int) -> None:
         self.candidates = candidates
         if candidates:
-            self.greedy = rows.temperature[:batch] <= 0
-            self.temperature = rows.temperature[:batch].clamp(min=1e-5)
-            self.top_k = rows.top_k[:batch]
-            self.keys = noise_keys(rows.seed[:batch], rows.frame[:batch], codebooks)
-            self.rank = torch.arange(candidates, device=rows.seed.device)
+            temperature = rows.temperature[:batch]
+            rank = torch.arange(candidates, device=rows.seed.device)
+            self.cool = (1.0 / temperature.clamp(min=1e-5)).unsqueeze(-1).unbind(1)
+            # A greedy row keeps one candidate, like top-k 1.
+            kept = rows.top_k[:batch].masked_fill(temperature <= 0, 1)
+            self.dropped = (rank >= kept[..., None]).unbind(1)
+            keys = noise_keys(rows.seed[:batch], rows.frame[:batch], codebooks)
+            self.keys = keys.unsqueeze(-1).unbind(1)
 
     def __call__(self, logits: Tensor, codebook: int) -> Tensor:
         """logits [B, V] -> codes [B], int64"""
         if not self.candidates:
             return logits.argmax(dim=-1)
-        values, index = logits.float().topk(min(self.candidates, logits.shape[-1]), dim=-1)
-        part = slice(0, 1) if codebook == 0 else slice(1, 2)
-        rank = self.rank[: values.shape[-1]]
-        score = values / self.temperature[:, part] + gumbel(self.keys[:, codebook], index)
-        score = score.masked_fill(rank >= self.top_k[:, part], float("-inf"))
-        # A greedy row takes the first candidate: topk returns them sorted.
-        choice = score.argmax(dim=-1, keepdim=True).masked_fill(self.greedy[:, part], 0)
+        # topk sorts, so that the place of a candidate is its rank.
+        values, index = logits.float().topk(self.candidates, dim=-1)
+        part = min(codebook, 1)
+        score = values * self.cool[part] + gumbel(self.keys[codebook], index)
+        choice = score.masked_fill_(self.dropped[part], float("-inf")).argmax(dim=-1, keepdim=True)
         return index.gather(1, choice)[:, 0]

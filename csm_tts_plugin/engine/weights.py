@@ -47,19 +47,19 @@ class PackedCsm:
         self.depth_layers = [PackedLayer(layer) for layer in decoder.layers]
         self.depth_norm, self.depth_eps = decoder.norm.weight.data, depth_config.rms_norm_eps
         self.depth_projector = matrix(decoder.inputs_embeds_projector.weight.data)
-        self.depth_heads = depth.codebooks_head.weight.data[:, :, : self.codes]
-        self.depth_embedding = self._project_depth(decoder.embed_tokens.weight.data)
+        heads = depth.codebooks_head.weight.data[:, :, : self.codes]
+        self.depth_heads = list(heads.unbind(0))
+        self.depth_embeddings = self._project_depth(decoder.embed_tokens.weight.data)
+        self.depth_embedding = self.depth_embeddings[0]
         self.depth_cos, self.depth_sin = rope_tables(decoder.rotary_emb, self.codebooks, self.dtype)
         offsets = torch.arange(self.codebooks, device=self.lm_head.device) * self.vocab
         self.offsets = offsets
 
     @torch.no_grad()
-    def _project_depth(self, embedding: Tensor) -> Tensor:
-        """[(K - 1) * codes, depth hidden]: the last codebook is never an input of the depth
-        decoder.
-        """
+    def _project_depth(self, embedding: Tensor) -> list[Tensor]:
+        """One [codes, depth hidden] a codebook; the last is never an input of the depth decoder."""
         used = embedding.view(self.codebooks, self.vocab, -1)[: self.codebooks - 1, : self.codes]
-        return (used @ self.depth_projector).flatten(0, 1)
+        return list((used @ self.depth_projector).unbind(0))
 
     def embed_frames(self, codes: Tensor) -> Tensor:
         """Codes [..., K] -> [..., hidden]: the sum of the codebooks' embeddings"""
