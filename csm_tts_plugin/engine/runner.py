@@ -7,6 +7,7 @@ texts.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,13 +155,15 @@ class Runner:
         )
 
     @torch.inference_mode()
-    def draw(self, batch: int, candidates: int) -> Frame:
+    def draw(
+        self, batch: int, candidates: int, shape_logits: Callable[[Tensor], Tensor] | None = None
+    ) -> Frame:
         """The next frame of rows [0, batch), with its sound. `candidates`: the largest top-k (0:
-        greedy)
+        greedy). `shape_logits`: see `draw_frame`.
         """
         width = self._width(candidates)
         sound = self.state.hidden[:batch].isfinite().all(dim=-1)
-        codes = draw_frame(self.weights, self.state, batch, width)
+        codes = draw_frame(self.weights, self.state, batch, width, shape_logits)
         samples = self.decoder(codes[:, :, None])
         return Frame(codes.cpu().numpy(), samples.float().cpu().numpy(), sound.cpu().numpy())
 
