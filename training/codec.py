@@ -3,7 +3,8 @@
 Loss: log-mel distances at three resolutions, commitment, and the phone that codebook 0 must tell.
 Speech is on the codec's grid, one symbol a frame, so that the last needs no aligner; it makes
 codebook 0 phonetic, as Mimi distils its own from a speech model.
-`--freeze` trains the decoder alone: codes, and what was trained on them, stay valid.
+`--freeze` trains the decoder alone, from the codes that `encode.py` wrote: they, and what was
+trained on them, stay valid.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import MimiModel
 
-from . import corpus
+from . import corpus, encode
 from .common import Clock, arguments, batch_random, learning_rate, load, save
 from .spec import FRAME, SAMPLE_RATE, SYMBOLS, mimi_config
 
 BATCH, FRAMES = 6, 12
+LEAD = 2
+"""Frames of a crop that only warm the decoder up."""
 FLOOR = 2e-2
 """Added to mel magnitudes before the logarithm: below it there is nothing to hear."""
 DECAY = 0.99
@@ -42,7 +45,9 @@ class MelLoss(nn.Module):
             )
             for n, m in ((512, 40), (1024, 80), (2048, 80))
         )
-        self.gain = 100.0  # slaney's normalisation makes values small; this brings speech to about 1
+        self.gain = (
+            100.0  # slaney's normalisation makes values small; this brings speech to about 1
+        )
 
     def forward(self, made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         loss = made.new_zeros(())
@@ -97,8 +102,12 @@ class Trainee(nn.Module):
                 latents = self.codec.encoder(audio).latents
             latents = latents.float()
             quantizer = self.codec.quantizer
-            first = self._quantize(quantizer.semantic_residual_vector_quantizer, latents, learn_codes)
-            rest = self._quantize(quantizer.acoustic_residual_vector_quantizer, latents, learn_codes)
+            first = self._quantize(
+                quantizer.semantic_residual_vector_quantizer, latents, learn_codes
+            )
+            rest = self._quantize(
+                quantizer.acoustic_residual_vector_quantizer, latents, learn_codes
+            )
             phone = F.cross_entropy(self.reader(first[1]).transpose(1, 2), phones)
         with torch.autocast(audio.device.type, torch.bfloat16, enabled=self.training):
             made = self.codec.decoder(first[0] + rest[0]).audio_values
@@ -106,6 +115,16 @@ class Trainee(nn.Module):
         commitment = first[2] + rest[2]
         total = spectral + 0.25 * commitment + 0.3 * phone if learn_codes else spectral
         return {"loss": total, "spectral": spectral, "commitment": commitment, "phone": phone}
+
+    def redecode(self, codes: torch.Tensor, audio: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Loss of decoding codes (batch, codebooks, frames) against their audio.
+
+        The first frames lack what came before them in the utterance; they do not count.
+        """
+        made = self.codec.decoder(self.codec.quantizer.decode(codes)).audio_values
+        skip = LEAD * FRAME
+        spectral = self.mel(made.float()[..., skip : audio.shape[-1]], audio[..., skip:])
+        return {"loss": spectral, "spectral": spectral}
 
     def _quantize(
         self, part: nn.Module, latents: torch.Tensor, learn: bool
@@ -160,6 +179,35 @@ def batch(rows: list[dict], seed: int, step: int, device: str) -> tuple[torch.Te
     return sound.to(device), torch.tensor(phones, device=device)
 
 
+def coded_batch(
+    rows: list[dict], seed: int, step: int, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (batch, codebooks, frames) and audio (batch, 1, samples) of crops."""
+    random_ = batch_random(seed, step)
+    audio, codes = [], []
+    while len(audio) < BATCH:
+        row = random_.choice(rows)
+        if len(row["codes"]) < FRAMES:
+            continue
+        start = random_.randint(0, len(row["codes"]) - FRAMES)
+        audio.append(row["audio"][start * FRAME : (start + FRAMES) * FRAME])
+        codes.append(row["codes"][start : start + FRAMES].T)
+    sound = torch.from_numpy(np.stack(audio).astype(np.float32) / 32768)[:, None]
+    return torch.from_numpy(np.stack(codes).astype(np.int64)).to(device), sound.to(device)
+
+
+def coded_rows(work: Path, main_share: float) -> list[dict]:
+    """Encoded utterances with their audio, the main voice repeated to its share."""
+    rows = encode.load(work)
+    shards = sorted({row["shard"] for row in rows})
+    audio = [row["audio"] for n in shards for row in corpus.load(work, range(n, n + 1))]
+    rows = [{**row, "audio": sound} for row, sound in zip(rows, audio, strict=True)]
+    main = [r for r in rows if (r["voice"], r["size"]) == corpus.MAIN]
+    others = [r for r in rows if (r["voice"], r["size"]) != corpus.MAIN]
+    wanted = round(len(main) * (1 - main_share) / main_share)
+    return main + (others * (wanted // max(len(others), 1) + 1))[:wanted]
+
+
 def start(path: Path | None) -> MimiModel:
     """A codec to train: that of a folder, or a new one."""
     if path:
@@ -187,12 +235,14 @@ def evaluate(model: Trainee, rows: list[dict], device: str) -> dict[str, float]:
 def train(args: argparse.Namespace) -> None:
     """Run until the schedule's or the piece's end."""
     torch.manual_seed(args.seed)
-    rows = corpus.load(args.work, range(1, args.shards))
-    held = corpus.load(args.work, range(1))
     model = Trainee(start(args.start)).to(args.device).train()
     if args.freeze:
-        model.codec.encoder.requires_grad_(False)
-        model.codec.quantizer.requires_grad_(False)
+        model.requires_grad_(False)
+        model.codec.decoder.requires_grad_(True)
+        rows = coded_rows(args.work, args.main_share)
+    else:
+        rows = corpus.load(args.work, range(1, args.shards))
+    held = corpus.load(args.work, range(1))
     learn = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learn, args.rate, betas=(0.8, 0.99), weight_decay=0.0)
     path = args.work / args.name
@@ -201,7 +251,10 @@ def train(args: argparse.Namespace) -> None:
     while step < args.steps and not clock.over():
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.rate)
-        losses = model(*batch(rows, args.seed, step, args.device), not args.freeze)
+        if args.freeze:
+            losses = model.redecode(*coded_batch(rows, args.seed, step, args.device))
+        else:
+            losses = model(*batch(rows, args.seed, step, args.device), True)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(learn, 1.0)
@@ -215,6 +268,7 @@ def train(args: argparse.Namespace) -> None:
             print("held out", evaluate(model, held, args.device), flush=True)
         if clock.due(120):
             save(path, step, model, optimizer)
+            model.codec.save_pretrained(args.work / "codec")
     save(path, step, model, optimizer)
     model.codec.save_pretrained(args.work / "codec")
     figures = evaluate(model, held, args.device)
@@ -227,6 +281,9 @@ def main() -> None:
     parser = arguments(__doc__, steps=20_000, rate=5e-4)
     parser.add_argument("--start", type=Path, help="folder of a codec to start from")
     parser.add_argument("--freeze", action="store_true", help="train the decoder alone")
+    parser.add_argument(
+        "--main-share", type=float, default=0.7, help="of the main voice (--freeze)"
+    )
     parser.add_argument("--name", default="codec.pt", help="checkpoint's name under --work")
     parser.add_argument("--shards", type=int, default=24, help="shard 0 is held out")
     args = parser.parse_args()

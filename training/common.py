@@ -18,10 +18,14 @@ def arguments(description: str | None, steps: int, rate: float) -> argparse.Argu
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--work", type=Path, default=Path("training/work"), help="corpus, checkpoints")
+    parser.add_argument(
+        "--work", type=Path, default=Path("training/work"), help="corpus, checkpoints"
+    )
     parser.add_argument("--steps", type=int, default=steps, help="length of the schedule")
     parser.add_argument("--rate", type=float, default=rate, help="highest learning rate")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; run again to go on")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="stop after so long; run again to go on"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -29,7 +33,7 @@ def arguments(description: str | None, steps: int, rate: float) -> argparse.Argu
 
 
 def batch_random(seed: int, step: int) -> random.Random:
-    """The random choices of one step. They depend on nothing else, so a resumed run repeats them."""
+    """The random choices of one step, which a resumed run repeats."""
     return random.Random(seed * 1_000_003 + step)
 
 
@@ -41,7 +45,9 @@ def learning_rate(step: int, steps: int, top: float, warm: int = 100) -> float:
     return top * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part)))
 
 
-def save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, **extra: Any) -> None:
+def save(
+    path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, **extra: Any
+) -> None:
     """Write a checkpoint, whole or not at all.
 
     Adam's moments go to disk as bfloat16, which keeps a checkpoint of either model below 60 MB; the

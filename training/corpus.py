@@ -22,7 +22,12 @@ from .spec import FRAME, WIDTH
 
 UTTERANCES = 500
 """In a shard."""
-VOICES: tuple[tuple[str, float | None], ...] = (("rms", 1.0), ("rms", None), ("slt", None), ("awb", None))
+VOICES: tuple[tuple[str, float | None], ...] = (
+    ("rms", 1.0),
+    ("rms", None),
+    ("slt", None),
+    ("awb", None),
+)
 """flite's voice, and its size: 1 as it is, None drawn for each shard's group of utterances."""
 SHARES = (0.45, 0.25, 0.18, 0.12)
 MAIN = ("rms", 1.0)
@@ -95,9 +100,13 @@ def load(folder: Path, shards: range) -> list[dict]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("training/work"))
-    parser.add_argument("--shards", type=int, default=30, help="shards in all (500 utterances each)")
+    parser.add_argument(
+        "--shards", type=int, default=30, help="shards in all (500 utterances each)"
+    )
     parser.add_argument("--first", type=int, default=0, help="make shards from this number on")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()

@@ -21,7 +21,7 @@ BATCH = 16
 
 @torch.inference_mode()
 def encode(codec: MimiModel, rows: list[dict], device: str) -> list[np.ndarray]:
-    """Codes (frames, codebooks) of each row. The codec is causal, so padding on the right is safe."""
+    """Codes (frames, codebooks) of each row; the codec is causal, so padding is safe."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["symbols"]))
     codes: dict[int, np.ndarray] = {}
     for start in range(0, len(order), BATCH):

@@ -3,9 +3,9 @@
 What makes it learn to read within an hour on a CPU:
 - the symbol that a frame speaks stands exactly `spec.WIDTH` positions before it (see `grid.py`),
   and some attention heads begin by looking there;
-- audio inputs are hidden or falsified in part of the turns, so that history cannot replace the text;
+- audio inputs are hidden or falsified in part of the turns: history cannot replace the text;
 - most of the padding is left out of the computation (positions stay those of the full width);
-- the depth decoder learns from a random quarter of the frames.
+- the depth decoder learns from a random half of the frames.
 Sequences are one to three turns of one speaker; from the second on a voice has a reference.
 """
 
@@ -26,11 +26,13 @@ from transformers import CsmForConditionalGeneration
 from . import encode
 from .common import Clock, arguments, batch_random, learning_rate, load, save
 from .corpus import MAIN
-from .spec import AUDIO, AUDIO_END, BOS, CODEBOOKS, CODES, END, EOS, SPECIAL, VOCAB, WIDTH, csm_config
+from .spec import AUDIO, AUDIO_END, BOS, CODEBOOKS, END, EOS, SPECIAL, VOCAB, WIDTH, csm_config
 
 ROWS = 16
 """Sequences in a batch."""
-DEPTH_SHARE = 0.25
+DEPTH_SHARE = 0.5
+LOOSE_SHARE = 0.4
+"""Of references that keep no time; nothing is learnt from speaking them."""
 HIDDEN = VOCAB - 1
 """The padding id, which stands for a frame that is not shown."""
 SPEAKERS = ("0", "0", "0", "0", "1", "1", "2", "agent", "caller", "stock")
@@ -89,6 +91,14 @@ def build_turn(
     return ids, position, shown, codes, position[-1] + 1
 
 
+def loosen(row: dict, random_: random.Random) -> dict:
+    """The turn at another pace: sound that is not on the grid, as a real speaker's is not."""
+    count = len(row["codes"])
+    length = max(2, round(count * random_.uniform(0.5, 1.6)))
+    places = np.clip(np.sort([random_.uniform(0, count) for _ in range(length)]), 0, count - 1)
+    return {**row, "codes": row["codes"][places.astype(int)]}
+
+
 def share_hidden(random_: random.Random) -> float:
     """How much of a turn's own sound the model may not see: nothing, half, or nearly all."""
     return random_.choices((0.0, 0.5, 0.95), (0.3, 0.4, 0.3))[0]
@@ -100,13 +110,16 @@ def build(turns: list[dict], random_: random.Random, full: bool) -> dict[str, np
     ids, position, shown, codes, weight, start = [], [], [], [], [], 0
     for number, row in enumerate(turns):
         pads = WIDTH if full else 6
+        loose = number == 0 and len(turns) > 1 and random_.random() < LOOSE_SHARE
+        row = loosen(row, random_) if loose else row
         turn = build_turn(row, row["symbols"], speaker, random_, share_hidden(random_), pads)
         ids += turn[0]
         position += [start + p for p in turn[1]]
         shown.append(turn[2])
         codes.append(turn[3])
-        # Without a reference the main voice speaks; another voice cannot be known, but its words can.
+        # Without a reference another voice than the main one cannot be known; its words can.
         worth = 1.0 if number or (row["voice"], row["size"]) == MAIN else 0.4
+        worth = 0.0 if loose else worth
         weight += [worth if token in (AUDIO, AUDIO_END) else 0.0 for token in turn[0]]
         start += turn[4]
     return {
@@ -272,7 +285,9 @@ class Trainee(nn.Module):
         self.depth_model = model.depth_decoder.model
         self.depth_head = model.depth_decoder.codebooks_head
         # One matrix under two names: saved once.
-        self.depth_model.embed_tokens.weight = model.backbone_model.embed_tokens.embed_audio_tokens.weight
+        self.depth_model.embed_tokens.weight = (
+            model.backbone_model.embed_tokens.embed_audio_tokens.weight
+        )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Without the second name."""
@@ -345,8 +360,8 @@ def train(args: argparse.Namespace) -> None:
         for key in mean:
             mean[key] += (parts[key].item() - mean[key]) / min(step, 25)
         if step % 25 == 0:
-            print(f"step {step}  {clock.spent():.0f} s  first {mean['first']:.3f}  "
-                  f"rest {mean['rest']:.3f}  end {parts['end'].item():.3f}", flush=True)  # fmt: skip
+            means = "  ".join(f"{key} {value:.3f}" for key, value in mean.items())
+            print(f"step {step}  {clock.spent():.0f} s  {means}", flush=True)
         if step % args.check == 0:
             report(step, evaluate(model, held, args.device))
         if clock.due(120):
@@ -357,7 +372,9 @@ def train(args: argparse.Namespace) -> None:
 
 def report(step: int, figures: dict[str, float]) -> None:
     """One line of a table: held-out figures."""
-    print(f"| {step} | " + " | ".join(f"{k} {v:.3f}" for k, v in figures.items()) + " |", flush=True)
+    print(
+        f"| {step} | " + " | ".join(f"{k} {v:.3f}" for k, v in figures.items()) + " |", flush=True
+    )
 
 
 def main() -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# fmt: off
 SYMBOLS_OF = {
     **{phone: phone for phone in "pbtdkgfvszmnlrwy"},
-    **{"hh": "h", "ch": "C", "jh": "J", "sh": "S", "zh": "Z", "th": "T", "dh": "D", "ng": "N"},
-    **{"aa": "a", "ah": "u", "ax": "x", "eh": "e", "ih": "i", "iy": "E", "uh": "U", "uw": "W"},
-    **{"ae": "A1", "ao": "O2", "ay": "I3", "aw": "V4", "oy": "Y5", "ey": "B6", "ow": "Q7"},
+    "hh": "h", "ch": "C", "jh": "J", "sh": "S", "zh": "Z", "th": "T", "dh": "D", "ng": "N",
+    "aa": "a", "ah": "u", "ax": "x", "eh": "e", "ih": "i", "iy": "E", "uh": "U", "uw": "W",
+    "ae": "A1", "ao": "O2", "ay": "I3", "aw": "V4", "oy": "Y5", "ey": "B6", "ow": "Q7",
     "er": "R8",
 }
+# fmt: on
 PAUSE = ",;"
 STOP = ".:"
 QUESTION = "?!"

@@ -1,0 +1,193 @@
+"""Measure csm-tiny: what a recogniser understands, whether it stops, whether it keeps the voice.
+
+Needs `faster-whisper` with the model of `make setup`, `jiwer`, and for --voices `resemblyzer`.
+Prints one table of figures; --out keeps the sound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from transformers import AutoProcessor, CsmForConditionalGeneration
+
+from . import corpus
+from .sentences import held_out
+from .spec import END, SAMPLE_RATE
+
+_ROWS = 20
+
+
+def plain(text: str) -> str:
+    """Lower case, letters only: what word error rates are counted on."""
+    return " ".join(re.sub(r"[^a-z' ]", " ", text.lower()).split())
+
+
+class Listener:
+    """Whisper base, and word error rates of what it heard."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        from faster_whisper import WhisperModel
+
+        self.model = WhisperModel(
+            str(model), device="cpu", compute_type="int8", cpu_threads=threads
+        )
+
+    def hear(self, samples: np.ndarray) -> str:
+        """Transcript of 24 kHz samples."""
+        audio = soxr.resample(samples, SAMPLE_RATE, 16_000).astype(np.float32)
+        parts, _ = self.model.transcribe(
+            audio, language="en", beam_size=5, condition_on_previous_text=False
+        )
+        return plain(" ".join(part.text for part in parts))
+
+    def error_rate(self, texts: list[str], sounds: list[np.ndarray]) -> tuple[float, list[str]]:
+        """Word error rate over all, and the transcripts."""
+        import jiwer
+
+        heard = [self.hear(sound) for sound in sounds]
+        return jiwer.wer([plain(text) for text in texts], heard), heard
+
+
+@torch.inference_mode()
+def speak(
+    model, processor, conversations: list[list[dict]], **options
+) -> tuple[list[np.ndarray], float]:
+    """Sound of each conversation's last turn, and the share that ended by itself."""
+    sounds, ended = [], 0
+    for start in range(0, len(conversations), _ROWS):
+        part = conversations[start : start + _ROWS]
+        inputs = processor.apply_chat_template(part, tokenize=True, return_dict=True)
+        codes = model.generate(**inputs, **options)
+        for row in codes:
+            ends = (row[:, :-1] == END).all(-1).nonzero()
+            length = int(ends[0]) if len(ends) else len(row)
+            ended += bool(len(ends))
+            audio = model.codec_model.decode(
+                row[None, : max(length, 1)].transpose(1, 2)
+            ).audio_values
+            sounds.append(audio[0, 0].float().numpy())
+    return sounds, ended / len(conversations)
+
+
+def turn(text: str, speaker: str = "0", audio: np.ndarray | None = None) -> dict:
+    """A message of the chat template."""
+    content: list[dict] = [{"type": "text", "text": text}]
+    if audio is not None:
+        content.append({"type": "audio", "audio": audio})
+    return {"role": speaker, "content": content}
+
+
+def codec_gate(model, listener: Listener, rows: list[dict]) -> dict[str, float]:
+    """Error rates on held-out recordings of the corpus and on their way through the codec."""
+    texts = [row["text"] for row in rows]
+    sounds = [row["audio"].astype(np.float32) / 32768 for row in rows]
+    with torch.inference_mode():
+        again = []
+        for sound in sounds:
+            codes = model.codec_model.encode(torch.from_numpy(sound)[None, None]).audio_codes
+            again.append(model.codec_model.decode(codes).audio_values[0, 0].numpy())
+    before, _ = listener.error_rate(texts, sounds)
+    after, _ = listener.error_rate(texts, again)
+    return {"original": before, "through the codec": after}
+
+
+def voice_gate(model, processor, count: int, seed: int) -> float:
+    """Similarity of speech to its own reference, minus to the others', over `count` voices."""
+    from resemblyzer import VoiceEncoder, preprocess_wav
+
+    random_ = random.Random(seed)
+    encoder = VoiceEncoder("cpu", verbose=False)
+    references, conversations = [], []
+    text = "I would like to talk about the garden, and the weather in the morning."
+    for number in range(count):
+        name, size = corpus.draw_voice(random_)
+        said = held_out(200)[100 + number]
+        spoken = corpus.speak(said, name, size)
+        if spoken is None:
+            continue
+        sound = spoken[1].astype(np.float32) / 32768
+        references.append(sound)
+        conversations.append([turn(said, audio=sound), turn(text)])
+    spoken_all = []
+    for conversation in conversations:
+        spoken_all += speak(model, processor, [conversation])[0]
+    embed = [encoder.embed_utterance(preprocess_wav(s, SAMPLE_RATE)) for s in references]
+    said_by = [encoder.embed_utterance(preprocess_wav(s, SAMPLE_RATE)) for s in spoken_all]
+    table = np.array(said_by) @ np.array(embed).T
+    own = np.diag(table).mean()
+    return float(own - (table.sum() - np.trace(table)) / (table.size - len(table)))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=Path("csm_tts_plugin/assets/tiny"))
+    parser.add_argument("--whisper", type=Path, default=Path(".tools/models/whisper-base"))
+    parser.add_argument("--work", type=Path, default=Path("training/work"))
+    parser.add_argument("--sentences", type=int, default=100)
+    parser.add_argument(
+        "--codec", type=int, default=0, help="held-out utterances for the codec gate"
+    )
+    parser.add_argument("--voices", type=int, default=0, help="voices for the similarity gate")
+    parser.add_argument(
+        "--reference", action="store_true", help="speak with the stock voice before"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--greedy", action="store_true")
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--out", type=Path, help="folder for the sound and the transcripts")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(1)
+    processor = AutoProcessor.from_pretrained(args.model)
+    model = CsmForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
+    listener = Listener(args.whisper, args.threads)
+    figures: dict[str, float] = {}
+    if args.codec:
+        rows = corpus.load(args.work, range(1))
+        rows = [r for r in rows if (r["voice"], r["size"]) == corpus.MAIN and " " in r["text"]]
+        figures |= codec_gate(model, listener, rows[: args.codec])
+    texts = held_out(args.sentences)
+    before = []
+    if args.reference:
+        sound, _ = soundfile.read(args.model / "stock.wav", dtype="float32")
+        record = json.loads((args.model / "stock.json").read_text())
+        before = [turn(record["transcript"], audio=sound)]
+    options = {"do_sample": False, "depth_decoder_do_sample": False} if args.greedy else {}
+    if args.temperature:
+        options = {"temperature": args.temperature, "depth_decoder_temperature": args.temperature}
+    began = time.monotonic()
+    sounds, figures["ended by itself"] = speak(
+        model, processor, [[*before, turn(text)] for text in texts], **options
+    )
+    spent = time.monotonic() - began
+    length = sum(map(len, sounds)) / SAMPLE_RATE
+    figures["word error rate"], heard = listener.error_rate(texts, sounds)
+    figures["seconds of speech"] = length
+    figures["times real time, 20 at once"] = length / spent
+    if args.voices:
+        figures["voice similarity, own minus others"] = voice_gate(model, processor, args.voices, 5)
+    for text, said in list(zip(texts, heard, strict=True))[:20]:
+        print(f"{text}  ->  {said}")
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for number, sound in enumerate(sounds):
+            soundfile.write(args.out / f"{number:03d}.wav", sound, SAMPLE_RATE)
+    print("| figure | value |\n|---|---|")
+    for name, value in figures.items():
+        print(f"| {name} | {value:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
