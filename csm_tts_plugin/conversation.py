@@ -292,7 +292,7 @@ class Utterance:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
                     return await self._incoming.get()
-            if loop.time() >= max(began, self._conversation._heard) + timeout:
+            if self._conversation._heard + timeout <= deadline:
                 self._stop()
                 return EngineTimeoutError(f"The engine gave no sound for {timeout:g} s.")
 

@@ -40,9 +40,8 @@ class Relay:
         self._heard: float | None = None
 
     def silence(self) -> None:
-        """Nothing more of its sound leaves, not even what already waits; its end is still told."""
+        """Nothing more of its sound is sent; its end is still told."""
         self._silenced = True
-        self._outbox.drop_sound(self.id)
 
     def detach(self) -> None:
         """Its session has ended: nothing at all is told any more."""

@@ -220,6 +220,7 @@ class Session:
         self._continues = message.more
 
     def _cancel(self, id: str) -> None:
+        self._outbox.drop_sound(id)  # also of one that the engine has made, but not yet sent
         relay = self._relays.get(id)
         if relay is not None and relay.engine_id is not None:
             relay.silence()

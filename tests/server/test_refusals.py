@@ -154,6 +154,14 @@ async def test_a_compressed_frame_closes_the_socket(server):
     await server.settle()
 
 
+async def test_compression_is_not_offered_even_when_asked_for(server):
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(f"{server.url}/v1/stream", compress=15) as ws,
+    ):
+        assert ws.compress == 0
+
+
 async def test_a_sentence_too_many_waits_for_none(server):
     server.engine.mode = "stalled"
     async with serving(
@@ -445,24 +453,72 @@ async def test_a_stalled_reader_is_dropped_and_holds_nobody_back():
         await server.settle()
 
 
+def hold_back(server):
+    """Send nothing to the only client until the event is set."""
+    outbox = next(iter(server.state.sessions))._outbox
+    reading = asyncio.Event()
+    send = outbox._send
+
+    async def late(item):
+        await reading.wait()
+        await send(item)
+
+    outbox._send = late
+    return reading
+
+
 async def test_a_reader_slower_than_the_buffer_is_told_why():
     async with serving(limits=limits_of(output_buffer_s=0.5)) as server:
         async with EngineClient(server.url) as client:
             conversation = await client.conversation()
-            outbox = next(iter(server.state.sessions))._outbox
-            blocked = asyncio.Event()
-
-            async def never(item):
-                await blocked.wait()
-
-            send, outbox._send = outbox._send, never
+            reading = hold_back(server)
             utterance = await conversation.say(LONG)
             await until(lambda: server.engine.idle)
-            outbox._send = send
-            blocked.set()
+            reading.set()
             with pytest.raises(BusyError, match="read faster"):
                 await listen(utterance)
         await server.settle()
+
+
+async def test_cancel_drops_what_waits_for_a_slow_reader():
+    async with serving() as server, raw(server) as ws:
+        await opened(ws)
+        reading = hold_back(server)
+        outbox = next(iter(server.state.sessions))._outbox
+        for id in ("1", "2"):
+            await ws.send_str(json.dumps({"type": "say", "id": id, "text": LINE}))
+        await until(lambda: len(server.engine.said) == 2 and server.engine.utterances == 0)
+        await ws.send_str('{"type":"cancel","id":"1"}')
+        await until(lambda: outbox.seconds <= 0.08 * (len(LINE) // 4) + 0.01)
+        reading.set()
+        heard = {"1": 0, "2": 0}
+        done = []
+        while len(done) < 2:
+            message = await ws.receive(timeout=10)
+            if message.type is aiohttp.WSMsgType.TEXT:
+                body = json.loads(message.data)
+                heard[body["id"]] += body["type"] == "audio"
+                done += [body["id"]] if body["type"] == "done" else []
+        assert heard == {"1": 1, "2": len(LINE) // 4}  # one was on its way already
+        assert done == ["1", "2"]
+
+
+async def test_no_sound_follows_a_cancel_even_when_the_engine_makes_some(server):
+    server.engine.mode = "slow"
+    server.engine.cancel = lambda utterance: None
+    async with raw(server) as ws:
+        await opened(ws)
+        await ws.send_str(json.dumps({"type": "say", "id": "1", "text": LINE}))
+        assert (await answer(ws))["type"] == "audio"
+        await ws.send_str('{"type":"cancel","id":"1"}')
+        await ws.send_str('{"type":"what follows is after the cancel"}')
+        heard = []
+        while (message := await ws.receive(timeout=10)).type is not aiohttp.WSMsgType.TEXT or (
+            json.loads(message.data)["type"] != "done"
+        ):
+            heard.append(message)
+        texts = [m.data for m in heard if m.type is aiohttp.WSMsgType.TEXT]
+        assert "error" in texts[-1]
 
 
 async def test_a_half_open_client_is_freed():
