@@ -127,7 +127,7 @@ field_names = st.sampled_from(
 ) | st.text(max_size=8)
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(
     st.fixed_dictionaries({"type": st.sampled_from(["open", "turn", "say", "cancel", "close"])}),
     st.dictionaries(field_names, json_values, max_size=6),
@@ -145,7 +145,7 @@ def test_any_fields_give_a_message_within_bounds_or_a_request_error(kind, member
             assert len(message.text) <= LIMITS.text_chars
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.text() | json_values.map(json.dumps) | st.binary().map(lambda b: b.decode("latin-1")))
 def test_any_text_is_a_message_or_an_error_of_ours(text):
     assert isinstance(read(text), RequestError | ClientMessage)
