@@ -18,10 +18,18 @@ from collections.abc import Callable
 from ..config import EngineConfig, Limits
 from ..errors import CsmError, EngineError, RequestError, UnavailableError
 from .api import EngineInfo, EngineStatus, Sampling, Sink, Turn, VoicePrompt
-from .checks import check_text, check_turn, check_voice
+from .checks import (
+    check_config,
+    check_sampling,
+    check_seconds,
+    check_text,
+    check_turn,
+    check_voice,
+)
 from .context import Context
 from .conversation import Conversation, Utterance
 from .defaults import SamplingDefaults, engine_info
+from .graphs import batch_sizes, padded
 from .guards import Guard, frames_for
 from .loading import Checkpoint, load_checkpoint
 from .prompt import PromptWriter
@@ -119,6 +127,7 @@ class Engine:
 
     def open(self, voice: VoicePrompt | None = None, sampling: Sampling | None = None) -> str:
         check_voice(voice, self.limits)
+        check_sampling(sampling or Sampling(), self.limits)
         with self._wake:
             self._require_ready()
             assert self._scheduler is not None
@@ -156,8 +165,8 @@ class Engine:
         live: bool = True,
     ) -> str:
         text = check_text(text, self.limits)
-        if max_seconds is not None and not 0 < max_seconds < float("inf"):
-            raise RequestError(f"max_seconds must be a positive number, got {max_seconds}.")
+        check_seconds(max_seconds)
+        check_sampling(sampling or Sampling(), self.limits)
         with self._wake:
             found = self._find(conversation)
             assert self._writer is not None
@@ -230,6 +239,7 @@ class Engine:
     def _load(self) -> None:
         import torch
 
+        check_config(self.config)
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         checkpoint = self._checkpoint or load_checkpoint(self.config)
@@ -238,7 +248,9 @@ class Engine:
         limit = checkpoint.model.config.max_position_embeddings
         context = min(self.config.max_context or limit, limit)
         self._detail = "packing weights"
-        runner = Runner(checkpoint.model, rows, context)
+        graphs = checkpoint.device.type == "cuda" and self.config.cuda_graphs
+        batches = batch_sizes(slots) if graphs else None
+        runner = Runner(checkpoint.model, rows, context, batches=batches, graphs=graphs)
         weights = runner.weights
         writer = PromptWriter(checkpoint.processor, weights.codebooks, weights.eos_code)
         scheduler = Scheduler(
@@ -247,9 +259,10 @@ class Engine:
             rows=rows,
             piece=_PIECE[checkpoint.device.type],
             max_lead_s=self.config.max_lead_s,
+            pad=lambda count: padded(count, runner.batches),
         )
-        self._detail = "warming up"
-        runner.warm_up()
+        self._progress("warming up")
+        runner.warm_up(self._progress)
         with self._wake:
             self._writer, self._scheduler = writer, scheduler
             self._defaults = SamplingDefaults.of(checkpoint.model)
@@ -257,6 +270,10 @@ class Engine:
             self._rounds = Rounds(runner, scheduler, writer, self._conversations, self._wake)
             self._detail = "ready"
             self._wake.notify_all()
+
+    def _progress(self, detail: str) -> None:
+        self._detail = detail
+        log.info("%s", detail)
 
     def _serve(self) -> None:
         rounds = self._rounds

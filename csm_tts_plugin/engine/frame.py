@@ -87,14 +87,16 @@ def read_frame(weights: PackedCsm, state: FrameState, batch: int, length: int) -
     """The backbone reads the last frame of the first `batch` rows, seeing `length` positions."""
     position = state.position[:batch]
     x = weights.embed_frames(state.codes[:batch])
-    cos, sin = weights.cos[position][:, None], weights.sin[position][:, None]
+    # Rows that only pad the batch may stand anywhere; they write where nobody looks.
+    place = position.clamp(max=state.context)
+    cos, sin = weights.cos[place][:, None], weights.sin[place][:, None]
     mask = (state.places[:length] <= position[:, None])[:, None, None]
     rows = state.places[:batch]
     for layer, all_keys, all_values in zip(weights.layers, state.keys, state.values, strict=True):
         keys, values = all_keys[:batch], all_values[:batch]
         q, k, v = layer.project_one(x, cos, sin)
-        keys[rows, :, position] = k
-        values[rows, :, position] = v
+        keys[rows, :, place] = k
+        values[rows, :, place] = v
         x = layer.finish(x, layer.attend_one(q, keys[:, :, :length], values[:, :, :length], mask))
     x = F.rms_norm(x, weights.norm.shape, weights.norm, weights.eps)
     state.hidden[:batch].copy_(x)

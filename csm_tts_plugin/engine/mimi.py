@@ -195,7 +195,7 @@ class WindowTransformer(nn.Module):
         newest = steps[:, -1:]
         held = newest - (newest - self.places) % self.ring
         age = steps[:, :, None] - held[:, None, :]
-        seen = (age >= 0) & (age < self.window) & (held[:, None, :] >= 0)
+        seen: Tensor = (age >= 0) & (age < self.window) & (held[:, None, :] >= 0)
         return seen[:, None]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from .api import Samples
 from .context import Positions
 from .frame import FrameState, draw_frame, read_frame, read_prompt
+from .graphs import GraphSet, lengths, padded
 from .mimi import MimiDecoder
 from .weights import PackedCsm
 
@@ -61,17 +63,30 @@ class Draw:
 class Runner:
     """Weights and rows on one device. All methods run on the engine's thread."""
 
-    def __init__(self, model: Any, rows: int, context: int) -> None:
-        """`rows`: conversations kept, each of at most `context` positions."""
+    def __init__(
+        self,
+        model: Any,
+        rows: int,
+        context: int,
+        *,
+        batches: list[int] | None = None,
+        graphs: bool = False,
+    ) -> None:
+        """`rows`: conversations kept, each of at most `context` positions. `batches`: the sizes
+        that a step is padded to; None: any. `graphs`: capture each of them (CUDA only)."""
         self.weights = PackedCsm(model)
         self.device = self.weights.lm_head.device
         self.state = FrameState(self.weights, rows, context)
         self._codec = model.codec_model
         self.decoder = MimiDecoder(self._codec, rows)
+        self.batches = batches or list(range(1, rows + 1))
+        self._lengths = lengths(context)
+        self._use_graphs = graphs
+        self._graphs: GraphSet | None = None
         self._voices: OrderedDict[str, list[Tensor]] = OrderedDict()
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
+    def warm_up(self, on_progress: Callable[[str], None] = lambda text: None) -> None:
         """The first call of everything is slow; nobody shall wait for it."""
         positions = np.zeros((2, self.weights.codebooks + 1), np.int64)
         self.start(0, Draw((1.0, 1.0), (_CANDIDATES, _CANDIDATES), 0))
@@ -79,8 +94,11 @@ class Runner:
         self.draw(1, _CANDIDATES)
         self.advance(1, 3)
         self.encode(np.zeros(2 * 1920, np.float32))
-        self.wipe(0)
-        self.decoder.reset(0)
+        if self._use_graphs:
+            self._graphs = self._capture(on_progress)
+        for row in range(self.state.rows if self._use_graphs else 1):
+            self.wipe(row)
+            self.decoder.reset(row)
 
     # Rows -----------------------------------------------------------------------------------------
 
@@ -155,30 +173,59 @@ class Runner:
         )
 
     @torch.inference_mode()
-    def draw(
-        self, batch: int, candidates: int, shape_logits: Callable[[Tensor], Tensor] | None = None
-    ) -> Frame:
-        """The next frame of rows [0, batch), with its sound. `candidates`: the largest top-k (0:
-        greedy). `shape_logits`: see `draw_frame`.
+    def draw(self, batch: int, candidates: int) -> Frame:
+        """The next frame of rows [0, batch) and its sound; `candidates`: the largest top-k, 0
+        greedy
         """
-        width = self._width(candidates)
-        sound = self.state.hidden[:batch].isfinite().all(dim=-1)
-        codes = draw_frame(self.weights, self.state, batch, width, shape_logits)
-        samples = self.decoder(codes[:, :, None])
-        return Frame(codes.cpu().numpy(), samples.float().cpu().numpy(), sound.cpu().numpy())
-
-    def _width(self, candidates: int) -> int:
-        """Few widths exist, so that few graphs do."""
-        if not candidates:
-            return 0
-        return min(
-            _CANDIDATES if candidates <= _CANDIDATES else self.weights.codes, self.weights.codes
-        )
+        width, size = self._width(candidates), padded(batch, self.batches)
+        outputs: tuple[Tensor, ...]
+        if self._graphs is None:
+            outputs = self._draw(size, width)
+        else:
+            outputs = self._graphs.replay(("draw", size, width))
+        codes, samples, sound = (output[:batch].cpu().numpy() for output in outputs)
+        return Frame(codes, samples, sound)
 
     @torch.inference_mode()
     def advance(self, batch: int, longest: int) -> None:
-        """The backbone reads the frame just drawn; `longest`: positions of the longest row after
-        it.
-        """
-        length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, self.state.context + 1)
-        read_frame(self.weights, self.state, batch, length)
+        """The backbone reads the frame just drawn; `longest`: positions of the longest row then."""
+        size = padded(batch, self.batches)
+        if self._graphs is None:
+            length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, self.state.context + 1)
+            read_frame(self.weights, self.state, size, length)
+        else:
+            self._graphs.replay(("read", size, padded(longest, self._lengths)))
+
+    def _draw(self, size: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        sound = self.state.hidden[:size].isfinite().all(dim=-1)
+        codes = draw_frame(self.weights, self.state, size, width)
+        samples = self.decoder(codes[:, :, None])
+        return codes, samples.float(), sound
+
+    def _width(self, candidates: int) -> int:
+        """Few widths exist, so that few graphs do. Captured runs draw greedily from candidates too."""
+        codes = self.weights.codes
+        if not candidates and self._graphs is None:
+            return 0
+        return min(_CANDIDATES if candidates <= _CANDIDATES else codes, codes)
+
+    @torch.inference_mode()
+    def _capture(self, on_progress: Callable[[str], None]) -> GraphSet:
+        """Every graph, the largest first so that the smaller ones fit into its memory."""
+        graphs = GraphSet()
+        widths = sorted({self._width(1), self._width(self.weights.codes)})
+        total = len(self.batches) * (len(widths) + len(self._lengths))
+        for size in reversed(self.batches):
+            for width in widths:
+                graphs.capture(("draw", size, width), partial(self._draw, size, width))
+            for length in self._lengths:
+                graphs.capture(("read", size, length), partial(self._read_only, size, length))
+            on_progress(f"capturing CUDA graphs: {len(graphs)} of {total}")
+        on_progress(
+            f"captured {total} graphs in {graphs.seconds:.0f} s, {graphs.bytes / 2**20:.0f} MiB"
+        )
+        return graphs
+
+    def _read_only(self, size: int, length: int) -> tuple[Tensor, ...]:
+        read_frame(self.weights, self.state, size, length)
+        return ()

@@ -10,7 +10,7 @@ read and one set of seats to step.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -100,12 +100,23 @@ class Plan:
 class Scheduler:
     """Every change of seats, rows and job states happens here."""
 
-    def __init__(self, *, slots: int, queue: int, rows: int, piece: int, max_lead_s: float) -> None:
-        """`piece`: the most positions read between two frames of others."""
+    def __init__(
+        self,
+        *,
+        slots: int,
+        queue: int,
+        rows: int,
+        piece: int,
+        max_lead_s: float,
+        pad: Callable[[int], int] = lambda count: count,
+    ) -> None:
+        """`piece`: the most positions read between two frames of others. `pad`: the number of rows
+        that a step of so many seats really runs over; no seat that speaks may stand in the
+        padding."""
         if rows < slots:
             raise ValueError("every slot needs a row")
         self.slots, self.queue = slots, queue
-        self._piece, self._max_lead = piece, max_lead_s
+        self._piece, self._max_lead, self._pad = piece, max_lead_s, pad
         self._resume_lead = max(max_lead_s - 5 * FRAME_SECONDS, max_lead_s / 2)
         self._rows: list[Seat | None] = [None] * rows
         self._seats: dict[str, Seat] = {}
@@ -157,17 +168,13 @@ class Scheduler:
     def remove(self, seat: Seat, job: Job) -> None:
         """The job is over, or shall not begin."""
         if seat.job is job:
-            seat.continues = job.more
-            seat.paused = seat.started = False
+            seat.continues, seat.started = job.more, False
         seat.jobs.remove(job)
 
     def frame_made(self, seat: Seat, now: float) -> None:
         """One more frame of `seat` went out at `now`."""
         seat.play_end = max(seat.play_end, now) + FRAME_SECONDS
         seat.started = True
-        job = seat.job
-        if job is not None and job.live and seat.play_end - now >= self._max_lead:
-            seat.paused = True
 
     def silence(self, seat: Seat, now: float) -> None:
         """What was made but not played is thrown away (barge-in)."""
@@ -186,13 +193,12 @@ class Scheduler:
 
     def plan(self, now: float) -> Plan:
         for seat in self._seats.values():
-            if seat.paused and seat.play_end - now < self._resume_lead:
-                seat.paused = False
+            self._pace(seat, now)
         step = self._runnable()
         read = self._next_read(idle=not step)
         if read is not None and read.count == read.seat.unread and _reads(read.seat):
             # The prompt ends with this piece: its first frame is made in the same round.
-            step = [*step, read.seat]
+            step = step if read.seat.paused else [*step, read.seat]
         swaps = self._to_front(step)
         return Plan(swaps, read, sorted(step, key=_row))
 
@@ -212,6 +218,12 @@ class Scheduler:
         """Seconds of sound that the speaking seat with the least of it has left."""
         leads = [s.play_end - now for s in self._seats.values() if s.started and _runs(s)]
         return min(leads) if leads else None
+
+    def _pace(self, seat: Seat, now: float) -> None:
+        """A live stream far enough ahead of its playing rests until it is less so."""
+        lead = seat.play_end - now
+        live = _runs(seat) and seat.jobs[0].live
+        seat.paused = live and lead >= (self._resume_lead if seat.paused else self._max_lead)
 
     def _start_waiting(self, changes: Begin) -> None:
         """Give free slots to those who wait: replies under way first, then by arrival."""
@@ -255,7 +267,7 @@ class Scheduler:
         """A row for `seat`: an empty one, else that of whoever has been quiet the longest."""
         if None not in self._rows:
             quiet = [s for s in self._rows if s is not None and not _runs(s)]
-            victim = min(quiet, key=lambda s: s.used)
+            victim = min(quiet, key=lambda s: (bool(s.jobs), s.used))
             self._release(victim)
             changes.evicted.append(victim)
         row = max(row for row, holder in enumerate(self._rows) if holder is None)
@@ -269,20 +281,36 @@ class Scheduler:
         seat.used = self._clock
 
     def _to_front(self, step: list[Seat]) -> list[tuple[int, int]]:
-        """Move the seats of `step` to rows [0, len(step)); the swaps to make, in order."""
+        """Move the seats of `step` to rows [0, len(step)), and whoever speaks but pauses out of the
+        padding behind them; the swaps to make, in order."""
         chosen = set(map(id, step))
         holes = [r for r in range(len(step)) if id(self._rows[r]) not in chosen]
         outside = [seat for seat in step if _row(seat) >= len(step)]
-        swaps = []
-        for hole, seat in zip(holes, outside, strict=True):
-            row = _row(seat)
-            other = self._rows[hole]
-            self._rows[hole], self._rows[row] = seat, other
-            seat.row = hole
-            if other is not None:
-                other.row = row
-            swaps.append((hole, row))
+        swaps = [(hole, _row(seat)) for hole, seat in zip(holes, outside, strict=True)]
+        for a, b in swaps:
+            self._exchange(a, b)
+        padding = range(len(step), self._pad(len(step)) if step else 0)
+        for row in padding:
+            if self._spoken(row):
+                away = next(r for r in range(padding.stop, len(self._rows)) if not self._spoken(r))
+                self._exchange(row, away)
+                swaps.append((row, away))
         return swaps
+
+    def _spoken(self, row: int) -> bool:
+        holder = self._rows[row]
+        return holder is not None and _speaks(holder)
+
+    def _exchange(self, a: int, b: int) -> None:
+        self._rows[a], self._rows[b] = self._rows[b], self._rows[a]
+        for row in (a, b):
+            holder = self._rows[row]
+            if holder is not None:
+                holder.row = row
+
+
+def _speaks(seat: Seat) -> bool:
+    return seat.job is not None and seat.job.state is State.SPEAKING
 
 
 def _runs(seat: Seat) -> bool:

@@ -40,7 +40,7 @@ class PackedCsm:
         self.lm_head = matrix(model.lm_head.weight.data)[:, : self.codes]
         self.layers = [PackedLayer(layer) for layer in backbone.layers]
         self.norm, self.eps = backbone.norm.weight.data, config.rms_norm_eps
-        cos, sin = rope_tables(backbone.rotary_emb, self.max_context, self.dtype)
+        cos, sin = rope_tables(backbone.rotary_emb, self.max_context + 1, self.dtype)
         self.cos, self.sin = cos, sin
 
         decoder = depth.model
