@@ -180,7 +180,7 @@ class Runner:
         width, size = self._width(candidates), padded(batch, self.batches)
         outputs: tuple[Tensor, ...]
         if self._graphs is None:
-            outputs = self._draw(size, width)
+            outputs = self._draw(size, width, shape_logits)
         else:
             outputs = self._graphs.replay(("draw", size, width))
         codes, samples, sound = (output[:batch].cpu().numpy() for output in outputs)
@@ -196,9 +196,11 @@ class Runner:
         else:
             self._graphs.replay(("read", size, padded(longest, self._lengths)))
 
-    def _draw(self, size: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(
+        self, size: int, width: int, shape_logits: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         sound = self.state.hidden[:size].isfinite().all(dim=-1)
-        codes = draw_frame(self.weights, self.state, size, width)
+        codes = draw_frame(self.weights, self.state, size, width, shape_logits)
         samples = self.decoder(codes[:, :, None])
         return codes, samples.float(), sound
 
