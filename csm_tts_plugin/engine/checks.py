@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from ..config import SAMPLE_RATE, Limits
-from ..errors import AudioError, TextError, VoiceError
-from .api import Samples, Turn, VoicePrompt
+from ..config import SAMPLE_RATE, EngineConfig, Limits
+from ..errors import AudioError, ConfigError, RequestError, TextError, VoiceError
+from .api import Samples, Sampling, Turn, VoicePrompt
+
+_SEED_MAX = 2**63 - 1
+
+
+def check_config(config: EngineConfig) -> None:
+    """Settings no engine can work with."""
+    wholes = (
+        ("slots", config.slots, 1),
+        ("queue", config.queue, 0),
+        ("threads", config.threads, 1),
+        ("max_context", config.max_context, 64),
+    )
+    for name, value, low in wholes:
+        if value is not None and value < low:
+            raise ConfigError(f"{name} must be at least {low}, got {value}.")
+    if not config.max_lead_s >= 0:
+        raise ConfigError(f"max_lead_s must be 0 or more seconds, got {config.max_lead_s}.")
+
+
+def check_sampling(sampling: Sampling, limits: Limits) -> Sampling:
+    temperature, top_k, seed = sampling.temperature, sampling.top_k, sampling.seed
+    if temperature is not None and not 0 <= temperature <= limits.temperature_max:
+        raise RequestError(
+            f"temperature must be from 0 to {limits.temperature_max:g}, got {temperature}."
+        )
+    if top_k is not None and not 0 <= top_k <= limits.top_k_max:
+        raise RequestError(f"top_k must be from 0 (all) to {limits.top_k_max}, got {top_k}.")
+    if seed is not None and not 0 <= seed <= _SEED_MAX:
+        raise RequestError(f"seed must be from 0 to {_SEED_MAX}, got {seed}.")
+    return sampling
+
+
+def check_seconds(seconds: float | None) -> None:
+    if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
+        raise RequestError(f"max_seconds must be a positive number, got {seconds}.")
 
 
 def check_text(text: str, limits: Limits) -> str:

@@ -59,19 +59,21 @@ class Context:
     def make_room(self, need: int) -> int:
         """Drop the oldest turns until `need` more positions fit; how many turns went.
 
-        The last turn is the one about to be spoken and stays.
+        The last turn is the one about to be spoken and stays. Raises RequestError, with nothing
+        dropped, where even the voice and that turn alone leave too little.
         """
+        least = len(self.voice) + (_length(self.turns[-1]) if self.turns else 0)
+        if least > self.limit - need:
+            raise RequestError(
+                f"Voice and text take {least} of the model's {self.limit} positions and leave no "
+                "room to speak: use a shorter reference or a shorter text."
+            )
         dropped = 0
         while self._length > self.limit - need and len(self.turns) > 1:
             self._length -= _length(self.turns.popleft())
             dropped += 1
         if dropped:
             self.valid = min(self.valid, len(self.voice))
-        if self._length > self.limit - need:
-            raise RequestError(
-                f"Voice and text take {self._length} of the model's {self.limit} positions and "
-                "leave no room to speak: use a shorter reference or a shorter text."
-            )
         return dropped
 
     def unread(self, count: int) -> Positions:

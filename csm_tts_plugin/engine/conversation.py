@@ -138,6 +138,17 @@ class Conversation:
                 self.records.popleft()
             self.refresh()
 
+    def fit(self) -> None:
+        """Keep of the turns what has room beside the voice: the newest, unless one alone is too
+        long.
+        """
+        while True:
+            try:
+                return self.make_room(0)
+            except CsmError as error:
+                log.warning("a turn was left out of the conversation: %s", error)
+                self.drop_turn()
+
     def refresh(self) -> None:
         """Tell the scheduler how much there is to read."""
         self.seat.unread = self.context.pending

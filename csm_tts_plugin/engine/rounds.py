@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 
 import numpy as np
 
-from ..errors import CsmError, EngineError, NumericError
+from ..errors import CsmError, EngineError, NumericError, VoiceError
 from .api import Audio, Reason, Turn, VoicePrompt
 from .context import Positions, end_frame, frame_positions
 from .conversation import Conversation, Record, Utterance
@@ -26,6 +26,9 @@ log = logging.getLogger("csm_tts_plugin.engine")
 
 _LEAST_FRAMES = 13
 """A second: with less room than this, speaking is not begun."""
+
+_VOICES_KEPT = 64
+"""References kept as positions, a few hundred KB each at most."""
 
 
 class Rounds:
@@ -39,7 +42,7 @@ class Rounds:
     ) -> None:
         self._runner, self._scheduler, self._writer = runner, scheduler, writer
         self._conversations, self._lock = conversations, lock
-        self._voices: dict[str, Positions] = {}
+        self._voices: OrderedDict[str, Positions] = OrderedDict()
         self._end = end_frame(runner.weights.codebooks, runner.weights.eos_code)
 
     # What was asked -------------------------------------------------------------------------------
@@ -51,8 +54,10 @@ class Rounds:
             return
         try:
             positions = self._voice_positions(voice)
+            self._check_length(positions, conversation.context.limit)
         except CsmError as error:
             conversation.broken = error
+            self._forget(voice)
             return
         old = conversation.voice
         conversation.voice, conversation.broken = voice, None
@@ -60,8 +65,8 @@ class Rounds:
         kept = [record for record in conversation.records if not record.ours]
         conversation.records = deque(kept)
         conversation.context.set_voice(positions, [[self._write(conversation, r)] for r in kept])
-        seat = conversation.seat
-        if seat.row is not None:
+        conversation.fit()
+        if conversation.seat.row is not None:
             self._restore(conversation)
         conversation.refresh()
         self._forget(old)
@@ -73,13 +78,14 @@ class Rounds:
             return
         codes = None if turn.audio is None else self._runner.encode(turn.audio)
         record = Record(turn.speaker, turn.text, codes, ours=False)
+        # Context is worth having, not worth failing for: the call goes on without this turn.
         try:
-            conversation.add_turn(record, self._write(conversation, record))
-            conversation.make_room(0)
+            positions = self._write(conversation, record)
         except CsmError as error:
-            # Context is worth having, not worth failing for: the call goes on without this turn.
-            conversation.drop_turn()
             log.warning("a turn was left out of the conversation: %s", error)
+            return
+        conversation.add_turn(record, positions)
+        conversation.fit()
 
     def due(self, utterance: Utterance) -> None:
         """All that was asked of its conversation before it has been done: it may be spoken."""
@@ -87,7 +93,9 @@ class Rounds:
             utterance.job.due = True
 
     def cancel(self, id: str) -> None:
-        for conversation in list(self._conversations.values()):
+        with self._lock:
+            conversations = list(self._conversations.values())
+        for conversation in conversations:
             utterance = conversation.utterances.get(id)
             if utterance is not None:
                 self._over(conversation, utterance, Reason.CANCELLED)
@@ -134,6 +142,8 @@ class Rounds:
             conversation.context.valid = 0
             conversation.refresh()
         for seat in begin.placed:
+            assert seat.row is not None
+            self._runner.wipe(seat.row)
             conversation = self._conversations[seat.id]
             self._restore(conversation)
             conversation.refresh()
@@ -206,6 +216,8 @@ class Rounds:
         if not frame.sound[row]:
             return NumericError("The model produced NaN or Inf; this utterance ends here.")
         codes, samples = frame.codes[row], frame.samples[row]
+        if not np.isfinite(samples).all():
+            return NumericError("The codec produced NaN or Inf; this utterance ends here.")
         conversation.context.extend_turn(frame_positions(codes[None]))
         if (codes == self._runner.weights.eos_code).all():
             return Reason.END
@@ -272,7 +284,18 @@ class Rounds:
                 number = 0 if turn.speaker == voice.speaker else 1
                 parts.append(self._writer.turn(number, turn.text, codes))
             self._voices[voice.key] = np.concatenate(parts)
+            while len(self._voices) > _VOICES_KEPT:
+                self._voices.popitem(last=False)
+        self._voices.move_to_end(voice.key)
         return self._voices[voice.key]
+
+    @staticmethod
+    def _check_length(positions: Positions, limit: int) -> None:
+        if len(positions) + _LEAST_FRAMES > limit:
+            raise VoiceError(
+                f"The reference takes {len(positions)} of the model's {limit} positions and "
+                "leaves no room to speak: use a shorter one."
+            )
 
     def _write(self, conversation: Conversation, record: Record) -> Positions:
         return self._writer.turn(conversation.speaker(record.name), record.text, record.codes)
@@ -287,7 +310,9 @@ class Rounds:
         """A private voice goes with the last conversation that speaks in it."""
         if voice is None or not voice.private:
             return
-        if not any(c.voice_key == voice.key for c in self._conversations.values()):
+        with self._lock:
+            others = list(self._conversations.values())
+        if not any(other.voice_key == voice.key for other in others):
             self._voices.pop(voice.key, None)
             self._runner.forget_voice(voice.key)
 

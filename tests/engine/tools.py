@@ -12,8 +12,16 @@ import torch
 from transformers import AutoProcessor
 
 from csm_tts_plugin.config import SAMPLE_RATE, EngineConfig, Limits
-from csm_tts_plugin.engine.api import Audio, Done, Event, Failed, Reason, Sampling, Turn
-from csm_tts_plugin.engine.api import VoicePrompt
+from csm_tts_plugin.engine.api import (
+    Audio,
+    Done,
+    Event,
+    Failed,
+    Reason,
+    Sampling,
+    Turn,
+    VoicePrompt,
+)
 from csm_tts_plugin.engine.context import Positions, end_frame, frame_positions, text_positions
 from csm_tts_plugin.engine.core import Engine
 from csm_tts_plugin.engine.loading import TINY_FOLDER, Checkpoint
