@@ -173,13 +173,17 @@ class Runner:
         )
 
     @torch.inference_mode()
-    def draw(self, batch: int, candidates: int) -> Frame:
-        """The next frame of rows [0, batch) and its sound; `candidates`: the largest top-k, 0
-        greedy
+    def draw(
+        self, batch: int, candidates: int, shape_logits: Callable[[Tensor], Tensor] | None = None
+    ) -> Frame:
+        """The next frame of rows [0, batch) and its sound.
+
+        `candidates`: the largest top-k, 0 where all rows are greedy. `shape_logits`: see
+        `draw_frame`; such a step is not a captured one.
         """
         width, size = self._width(candidates), padded(batch, self.batches)
         outputs: tuple[Tensor, ...]
-        if self._graphs is None:
+        if self._graphs is None or shape_logits is not None:
             outputs = self._draw(size, width, shape_logits)
         else:
             outputs = self._graphs.replay(("draw", size, width))
@@ -205,7 +209,7 @@ class Runner:
         return codes, samples.float(), sound
 
     def _width(self, candidates: int) -> int:
-        """Few widths exist, so that few graphs do. Captured runs draw greedily from candidates too."""
+        """Few widths exist, so that few graphs do; captured runs are never merely greedy."""
         codes = self.weights.codes
         if not candidates and self._graphs is None:
             return 0
