@@ -49,6 +49,7 @@ from csm_tts_plugin.agent_support import (
     Services,
     VoiceFinder,
     check_keys,
+    engine_facts,
     engine_load,
     turn_figures,
 )
@@ -92,7 +93,12 @@ class CallAgent(Agent):
         self.session.on("conversation_item_added", self._on_item)
         self.session.on("error", self._on_error)
         self._room.on("participant_attributes_changed", lambda *_: self._consenting())
+        self._later(self._introduce())
         self.session.say(GREETING)
+
+    async def _introduce(self) -> None:
+        facts = {"csm.voice": self._voice, **await asyncio.to_thread(engine_facts)}
+        await self._room.local_participant.set_attributes(facts)
 
     async def stt_node(
         self, audio: AsyncIterable[rtc.AudioFrame], model_settings: ModelSettings

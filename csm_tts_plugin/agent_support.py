@@ -138,13 +138,28 @@ def engine_load() -> float:
     return min((_occupancy(url) for url in AgentConfig.from_env().engine_urls), default=0.0)
 
 
+def engine_facts() -> dict[str, str]:
+    """The engine's model and device, as participant attributes. Blocks for 1 s at most."""
+    urls = AgentConfig.from_env().engine_urls
+    status = _status(urls[0]) if urls else {}
+    return {f"csm.{name}": str(status[name]) for name in ("model", "device") if status.get(name)}
+
+
 def _occupancy(url: str) -> float:
+    status = _status(url)
+    if not status.get("ready") or not status.get("slots"):
+        return 1.0
+    return min(1.0, float(status["speaking"] + status["queued"]) / float(status["slots"]))
+
+
+def _status(url: str) -> dict[str, Any]:
+    """What an engine says of itself; empty when it does not answer, or is not ready."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/readyz", timeout=1.0) as answer:
             status = json.load(answer)
-        return min(1.0, float(status["speaking"] + status["queued"]) / float(status["slots"]))
-    except (OSError, ValueError, KeyError, ZeroDivisionError):
-        return 1.0
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
 
 
 class CallerEar:

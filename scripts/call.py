@@ -1,0 +1,206 @@
+"""`make call`: a whole call on this machine, recorded.
+
+A real LiveKit server, the agent's worker and a caller who speaks recordings run as three processes;
+`out/` gets call.wav (caller left, agent right), call.png, call.json and a log of each process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from dotenv import load_dotenv
+
+from livekit import api
+
+from . import call_report, pins
+from .caller import Line
+from .children import Child
+from .livekit_server import LiveKitServer, ServerError
+from .setup_tools import ROOT, TOOLS
+
+WORKER_LIMIT_S = 900.0
+"""For the worker to be ready: CSM-1B's download and CUDA graphs take their time."""
+CALL_LIMIT_S = 600.0
+INTERRUPTED_TURN = 2
+"""The reply to this turn is broken into, when there is a turn after it."""
+INTERRUPT_AFTER_S = 1.5
+OUR_LINES = (0, 2, 3, 4)
+"""Which of the set-up's recordings are spoken, one a turn; the first makes a good reference."""
+
+
+class CallError(Exception):
+    """`str(error)` is one line: the cause and the cure."""
+
+
+class Progress:
+    """Lines for the terminal, with the time since the start."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._began:5.1f} s] {text}", flush=True)
+
+
+def chosen_lines(wanted: str) -> list[Line]:
+    """`wanted`: names of recordings, one a turn; empty: ours. Raises CallError."""
+    folder = TOOLS / pins.SPEECH_FOLDER
+    ours = [folder / f"{pins.SPEECH[index].name}.wav" for index in OUR_LINES]
+    files = [Path(name) for name in shlex.split(wanted)] or ours
+    for file in files:
+        if not file.is_file():
+            raise CallError(f"There is no recording {file}; correct CALLER or run `make setup`.")
+    lines = []
+    for turn, file in enumerate(files, 1):
+        breaks_in = turn == INTERRUPTED_TURN + 1
+        lines.append(Line(str(file), INTERRUPT_AFTER_S if breaks_in else None))
+    for line in lines:
+        try:
+            line.load()
+        except Exception as error:
+            raise CallError(f"{line.file} cannot be read as sound ({error}); try WAV.") from None
+    return lines
+
+
+class Worker:
+    """`agent.py start` as a child; `ready` when it has registered with LiveKit."""
+
+    def __init__(self, server: LiveKitServer, out: Path, progress: Progress) -> None:
+        self._progress = progress
+        self._registered = threading.Event()
+        env = {
+            **os.environ,
+            "LIVEKIT_URL": server.url,
+            "LIVEKIT_API_KEY": server.key,
+            "LIVEKIT_API_SECRET": server.secret,
+            "AGENT_HEALTH": "127.0.0.1:0",
+            "AGENT_NAME": "",
+            "CSM_MODEL": os.environ.get("CSM_MODEL") or "tiny",
+            "PYTHONUNBUFFERED": "1",
+        }
+        words: list[str | Path] = [sys.executable, ROOT / "agent.py", "start"]
+        self.child = Child(words, out / "agent.log", env=env, on_line=self._read)
+
+    def wait_ready(self) -> None:
+        """Raises CallError with the worker's own last word when it ends instead."""
+        until = time.monotonic() + WORKER_LIMIT_S
+        while not self._registered.wait(0.2):
+            if self.child.code is not None:
+                raise CallError(self.child.last_line())
+            if time.monotonic() > until:
+                raise CallError(
+                    f"The agent was not ready within {WORKER_LIMIT_S:.0f} s; see its log."
+                )
+
+    def _read(self, line: str) -> None:
+        if "registered worker" in line:
+            self._registered.set()
+        elif "engine" in line and not self._registered.is_set():
+            message = _message(line)
+            self._progress.say(f"agent: {message}")
+
+
+def _message(line: str) -> str:
+    """Of a line of LiveKit's JSON log, or the line itself."""
+    try:
+        return str(json.loads(line).get("message", line))
+    except (ValueError, AttributeError):
+        return line
+
+
+def caller_token(server: LiveKitServer, room: str) -> str:
+    return (
+        api.AccessToken(server.key, server.secret)
+        .with_identity("caller")
+        .with_attributes({"csm.voice_consent": "granted"})
+        .with_grants(api.VideoGrants(room_join=True, room=room))
+        .to_jwt()
+    )
+
+
+def run_caller(
+    server: LiveKitServer, lines: list[Line], out: Path, worker: Worker, progress: Progress
+) -> list[dict[str, Any]]:
+    """The caller's events; the last is `failed` when the call went wrong. Raises CallError."""
+    events: list[dict[str, Any]] = []
+
+    def on_line(text: str) -> None:
+        try:
+            event = json.loads(text)
+        except ValueError:
+            return
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
+            if (news := call_report.news(event)) is not None:
+                progress.say(news)
+
+    token = caller_token(server, f"call-{secrets.token_hex(4)}")
+    env = {**os.environ, "CALLER_URL": server.url, "CALLER_TOKEN": token}
+    script = json.dumps([[line.file, line.interrupt_after] for line in lines])
+    words: list[str | Path] = [sys.executable, "-m", "scripts.caller", "--lines", script]
+    words += ["--wav", out / "call.wav"]
+    with Child(words, out / "caller.log", env=env, on_line=on_line) as caller:
+        until = time.monotonic() + CALL_LIMIT_S
+        while (code := caller.wait(0.5)) is None:
+            if worker.child.code is not None:
+                raise CallError(f"The agent ended in the call: {worker.child.last_line()}")
+            if time.monotonic() > until:
+                raise CallError(f"The call did not end within {CALL_LIMIT_S:.0f} s.")
+        if code != 0 and not any(event["event"] == "failed" for event in events):
+            raise CallError(f"The caller failed: {caller.last_line()}")
+    return events
+
+
+def make_call(out: Path, progress: Progress) -> int:
+    """Runs the call and writes its report; the exit code. Raises CallError, ServerError."""
+    lines = chosen_lines(os.environ.get("CALLER", ""))
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in ("call.wav", "call.png", "call.json"):
+        (out / stale).unlink(missing_ok=True)
+    progress.say("starting a LiveKit server on loopback")
+    with LiveKitServer(out / "livekit-server.log") as server:
+        progress.say(f"starting the agent, model {os.environ.get('CSM_MODEL') or 'tiny'}")
+        worker = Worker(server, out, progress)
+        with worker.child:
+            worker.wait_ready()
+            progress.say("the agent is ready; the caller joins")
+            events = run_caller(server, lines, out, worker, progress)
+            progress.say("the caller has hung up; stopping the agent")
+    report = call_report.build(events, out / "call.wav")
+    call_report.write(report, out)
+    print(call_report.timeline(report))
+    failure = call_report.failure(events, report, len(lines))
+    if failure is not None:
+        raise CallError(f"{failure}; see {_shown(out)}/agent.log.")
+    return 0
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def main() -> int:
+    load_dotenv(ROOT / ".env")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every `finally`
+    out = Path(os.environ.get("OUT") or ROOT / "out")
+    try:
+        return make_call(out, Progress())
+    except (CallError, ServerError) as error:
+        print(f"call failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("call ended by hand; all its processes are stopped.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
