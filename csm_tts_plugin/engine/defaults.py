@@ -35,10 +35,10 @@ class SamplingDefaults:
 
 def _drawing(config: Any) -> tuple[float, int]:
     """(temperature, top_k); transformers leaves what is at its own default out."""
+    top_k = 50 if config.top_k is None else int(config.top_k)
     if not config.do_sample:
-        return 0.0, 1
-    temperature = 1.0 if config.temperature is None else float(config.temperature)
-    return temperature, 50 if config.top_k is None else int(config.top_k)
+        return 0.0, top_k
+    return 1.0 if config.temperature is None else float(config.temperature), top_k
 
 
 def engine_info(checkpoint: Checkpoint, context: int) -> EngineInfo:

@@ -36,7 +36,9 @@ def noise_keys(seed: Tensor, frame: Tensor, codebooks: int) -> Tensor:
 def gumbel(key: Tensor, index: Tensor) -> Tensor:
     """Gumbel noise for candidates `index` [B, n] of rows with `key` [B, 1] -> [B, n], float32"""
     bits = _scramble((key + index * 0xC2B2AE3D) & _MASK)
-    uniform = (bits >> 8).float().add_(0.5).mul_(1.0 / 2**24)
+    # 23 bits and a half fit a float32 exactly; with 24 the largest would round to 1, and its noise
+    # to infinity.
+    uniform = (bits >> 9).float().add_(0.5).mul_(1.0 / 2**23)
     return -(-uniform.log_()).log_()
 
 
