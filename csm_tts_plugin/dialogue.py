@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .audio.reference import Samples, load_reference
+from .audio.reference import load_reference
 from .config import Limits
+from .engine.api import Samples
 from .engine.checks import check_audio
 from .errors import AudioError, CsmError, RequestError, TextError, VoiceError
 

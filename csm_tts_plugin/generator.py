@@ -32,7 +32,7 @@ from .engine.api import Codes, Reason
 from .engine.context import Positions
 from .engine.inputs import read_ids, read_positions
 from .engine.loading import load_checkpoint
-from .engine.options import LogitsShaper, Options, read_options, stops
+from .engine.options import LogitsShaper, Options, is_whole, read_options, stops
 from .engine.runner import Runner
 from .errors import BusyError, NumericError, RequestError
 
@@ -169,7 +169,7 @@ class Generator:
         began = time.monotonic()
         if synced_gpus:
             raise RequestError("synced_gpus is not supported: a stream is spoken by one device.")
-        if type(chunk_token_size) is not int or chunk_token_size < 1:
+        if not is_whole(chunk_token_size, 1):
             raise RequestError("chunk_token_size must be a whole number of at least 1.")
         progress = kwargs.pop("progress", None)
         mask = kwargs.pop("attention_mask", None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -93,15 +94,15 @@ def read_options(
         for name in list(given)
         if name.startswith(_DEPTH)
     }
-    _check_names(given, _DRAWING | _WARPERS | _LENGTHS | _MOOT, "")
-    steps = {"min_new_tokens": model.config.num_codebooks - 1}
-    steps["max_new_tokens"] = steps["min_new_tokens"]
-    _check_names(depth_given, _DRAWING | _MOOT, _DEPTH, steps)
+    own, depth_own = (_all_of(one.generation_config) for one in (model, model.depth_decoder))
+    steps = model.config.num_codebooks - 1
+    fixed = {**depth_own, "min_new_tokens": steps, "max_new_tokens": steps}
+    _check_names(given, _DRAWING | _WARPERS | _LENGTHS | _MOOT, "", own)
+    _check_names(depth_given, _DRAWING | _MOOT, _DEPTH, fixed)
     if "do_sample" in given and not given["do_sample"]:
         # Nobody who asks for no sampling wants 31 of 32 codebooks sampled.
         depth_given.setdefault("do_sample", False)
-    first = {**_all_of(model.generation_config), **given}
-    rest = {**_all_of(model.depth_decoder.generation_config), **depth_given}
+    first, rest = {**own, **given}, {**depth_own, **depth_given}
     parts = (_drawing(first, given, ""), _drawing(rest, depth_given, _DEPTH))
     processors = _processors(model, prompt_length, first, parts[0], logits_processor)
     if processors is not None:
@@ -134,14 +135,14 @@ def _check_names(
     given: Mapping[str, Any],
     known: frozenset[str],
     prefix: str,
-    fixed: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Any],
 ) -> None:
-    """`fixed`: options that can have one value only."""
+    """`fixed`: other options that may only be given as they are."""
     from transformers import GenerationConfig
 
     plain = GenerationConfig()
     for name, value in given.items():
-        if name in known or (fixed and fixed.get(name) == value):
+        if name in known or (name in fixed and fixed[name] == value):
             continue
         if not hasattr(plain, name):
             raise RequestError(f"There is no option {prefix}{name}: check its spelling.")
@@ -163,7 +164,7 @@ def _drawing(values: Mapping[str, Any], given: Mapping[str, Any], prefix: str) -
     top_k = (0 if "top_k" in given else 50) if top_k is None else top_k
     if not _is_number(temperature) or not 0 <= temperature < math.inf:
         raise RequestError(f"{prefix}temperature must be a number of at least 0.")
-    if not _is_whole(top_k, 0):
+    if not is_whole(top_k, 0):
         raise RequestError(f"{prefix}top_k must be a whole number of at least 0.")
     return float(temperature), int(top_k)
 
@@ -222,11 +223,13 @@ def stops(criterion: Criterion, history: Tensor) -> bool:
 def _max_frames(
     values: Mapping[str, Any], given: Mapping[str, Any], prompt_length: int, custom: Any
 ) -> int | None:
-    """As in transformers, max_length counts the prompt and max_new_tokens comes before it."""
+    """As in transformers, max_length counts the prompt and max_new_tokens comes before it; but a
+    max_length that a caller gives comes before the checkpoint's max_new_tokens.
+    """
     frames, length = values.get("max_new_tokens"), values.get("max_length")
     if given.get("max_length") is not None and "max_new_tokens" not in given:
         frames = None
-    if frames is not None and not _is_whole(frames, 1):
+    if frames is not None and not is_whole(frames, 1):
         raise RequestError("max_new_tokens must be a whole number of at least 1.")
     if custom is not None:
         length, frames = custom.max_length, None
@@ -234,7 +237,7 @@ def _max_frames(
         return int(frames)
     if length is None:
         return None
-    if not _is_whole(length, prompt_length + 1):
+    if not is_whole(length, prompt_length + 1):
         raise RequestError(
             f"max_length counts the prompt, which has {prompt_length} positions: "
             "raise it, or use max_new_tokens."
@@ -246,9 +249,9 @@ def _seed(seed: Any) -> int:
     """Without a seed, one out of torch's generator: `torch.manual_seed` then decides."""
     if seed is None:
         return int(torch.randint(_SEEDS - 1, ()))
-    if not isinstance(seed, int) or not -_SEEDS <= seed < _SEEDS:
+    if not is_whole(seed, -_SEEDS) or seed >= _SEEDS:
         raise RequestError("seed must be a whole number of 64 bits.")
-    return seed
+    return int(seed)
 
 
 def _as_list(custom: Any, name: str) -> list[Any]:
@@ -261,11 +264,11 @@ def _as_list(custom: Any, name: str) -> list[Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _is_whole(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+def is_whole(value: Any, low: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= low
 
 
 def _one_line(error: Exception) -> str:
