@@ -111,7 +111,7 @@ class Scheduler:
         pad: Callable[[int], int] = lambda count: count,
     ) -> None:
         """`piece`: the most positions read between two frames of others. `pad`: the number of rows
-        that a step of so many seats really runs over; no seat that speaks may stand in the
+        that a step of so many seats really runs over; no other seat with a slot may stand in the
         padding."""
         if rows < slots:
             raise ValueError("every slot needs a row")
@@ -281,7 +281,7 @@ class Scheduler:
         seat.used = self._clock
 
     def _to_front(self, step: list[Seat]) -> list[tuple[int, int]]:
-        """Move the seats of `step` to rows [0, len(step)), and whoever speaks but pauses out of the
+        """Move the seats of `step` to rows [0, len(step)), and whoever else has a slot out of the
         padding behind them; the swaps to make, in order."""
         chosen = set(map(id, step))
         holes = [r for r in range(len(step)) if id(self._rows[r]) not in chosen]
@@ -291,15 +291,15 @@ class Scheduler:
             self._exchange(a, b)
         padding = range(len(step), self._pad(len(step)) if step else 0)
         for row in padding:
-            if self._spoken(row):
-                away = next(r for r in range(padding.stop, len(self._rows)) if not self._spoken(r))
+            if self._taken(row):
+                away = next(r for r in range(padding.stop, len(self._rows)) if not self._taken(r))
                 self._exchange(row, away)
                 swaps.append((row, away))
         return swaps
 
-    def _spoken(self, row: int) -> bool:
+    def _taken(self, row: int) -> bool:
         holder = self._rows[row]
-        return holder is not None and _speaks(holder)
+        return holder is not None and _runs(holder)
 
     def _exchange(self, a: int, b: int) -> None:
         self._rows[a], self._rows[b] = self._rows[b], self._rows[a]
@@ -307,10 +307,6 @@ class Scheduler:
             holder = self._rows[row]
             if holder is not None:
                 holder.row = row
-
-
-def _speaks(seat: Seat) -> bool:
-    return seat.job is not None and seat.job.state is State.SPEAKING
 
 
 def _runs(seat: Seat) -> bool:

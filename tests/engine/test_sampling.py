@@ -15,7 +15,6 @@ from csm_tts_plugin.engine.sampling import Sampler, SamplingRows, gumbel, noise_
 from tests.engine.tools import (
     ByHand,
     Rows,
-    noise,
     random_positions,
     say,
     small_checkpoint,

@@ -36,9 +36,11 @@ class Device:
     look at the same things.
     """
 
-    def __init__(self, slots: int, queue: int, rows: int) -> None:
+    def __init__(self, slots: int, queue: int, rows: int, sizes: list[int] | None = None) -> None:
+        """`sizes`: a step runs over one of these numbers of rows."""
+        self.sizes = sizes or list(range(1, slots + 1))
         self.scheduler = Scheduler(
-            slots=slots, queue=queue, rows=rows, piece=PIECE, max_lead_s=LEAD
+            slots=slots, queue=queue, rows=rows, piece=PIECE, max_lead_s=LEAD, pad=self.padded
         )
         self.slots, self.queue = slots, queue
         self.rows: list[str | None] = [None] * rows
@@ -52,6 +54,9 @@ class Device:
         self.prompts: dict[str, int] = {}
         self.now = 0.0
         self.count = 0
+
+    def padded(self, count: int) -> int:
+        return next(size for size in self.sizes if size >= count)
 
     # What callers and utterances do
 
@@ -129,6 +134,9 @@ class Device:
             self.scheduler.read_done(plan.read)
             assert seat.unread == self._pending(seat)
         assert [seat.row for seat in plan.step] == list(range(len(plan.step)))
+        padding = range(len(plan.step), self.padded(len(plan.step)) if plan.step else 0)
+        bystanders = [self.seats[self.rows[row]] for row in padding if self.rows[row] is not None]
+        assert not any(s.jobs and s.jobs[0].state is State.SPEAKING for s in bystanders)
         for seat in plan.step:
             assert self.rows[seat.row] == seat.id, "the row holds somebody else's positions"
             assert seat.unread == 0, "a frame was drawn before the prompt was read"
@@ -167,9 +175,13 @@ class Device:
 class Traffic(RuleBasedStateMachine):
     """Arrivals, cancels, ends, turns and hang-ups in any order."""
 
-    @initialize(slots=st.integers(1, 4), queue=st.integers(0, 4), spare=st.integers(0, 3))
-    def build(self, slots, queue, spare):
-        self.device = Device(slots, queue, slots + spare)
+    @initialize(
+        slots=st.integers(1, 4), queue=st.integers(0, 4), spare=st.integers(0, 3), pad=st.booleans()
+    )
+    def build(self, slots, queue, spare, pad):
+        # Padded steps need room to move others out of their way.
+        sizes = [slots] if pad else None
+        self.device = Device(slots, queue, 2 * slots if pad else slots + spare, sizes)
 
     def _pick(self, index: int, seats: list[Seat] | None = None) -> Seat:
         seats = list(self.device.seats.values()) if seats is None else seats
@@ -289,6 +301,37 @@ def _holds_nothing(scheduler: Scheduler) -> bool:
 
 
 # Single promises
+
+
+def test_who_rests_stands_clear_of_a_padded_step():
+    device = Device(slots=3, queue=0, rows=6, sizes=[3])
+    resting, stepping = device.open(), device.open()
+    device.say(resting, live=True)
+    while device.round().step:
+        pass
+    device.say(stepping, live=False)
+    for _ in range(4):
+        assert device.round().step == [stepping]
+    assert resting.row is not None
+    assert resting.row >= 3
+
+
+def test_a_prompt_read_while_its_stream_rests_stands_clear_of_a_padded_step():
+    """What the model knows after the prompt is all that its first frame comes from."""
+    device = Device(slots=3, queue=0, rows=6, sizes=[3])
+    stepping, seat = device.open(), device.open()
+    device.say(stepping, live=False)
+    job = device.say(seat, live=True)
+    while seat.play_end - device.now < LEAD:
+        device.round()
+    assert seat.row == 1
+    device.end(seat, job)
+    device.say(seat, prompt=PIECE + 1, live=True)
+    for _ in range(4):
+        assert device.round().step == [stepping]
+    assert seat.unread == 0
+    device.now += LEAD
+    assert seat in device.round().step
 
 
 def test_exactly_slots_and_queue_are_accepted():
