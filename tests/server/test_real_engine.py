@@ -32,6 +32,11 @@ async def test_tiny_speaks_through_a_supervised_engine():
             assert len(samples) == first.result.frames * 1280
             assert np.max(np.abs(samples)) > 0.0
 
+            again = await client.conversation(rate=16_000, seed=7)
+            await again.turn("caller", "Who is there?")
+            same = wave(await listen(await again.say(TEXT, max_seconds=0.8)))
+            assert np.array_equal(same, samples)
+
             async for _ in await conversation.say(TEXT * 4):
                 break
             await until_free(client)
