@@ -183,7 +183,7 @@ class Generator:
             generation_config,
             logits_processor,
             stopping_criteria,
-            **kwargs,
+            kwargs,
         )
         positions = read_positions(
             runner.weights, runner.encode, ids, input_values, input_values_cutoffs

@@ -25,10 +25,8 @@ Criterion = Callable[[Tensor, None], Any]
 
 _DEPTH = "depth_decoder_"
 _DRAWING = frozenset({"do_sample", "temperature", "top_k"})
-_WARPERS = frozenset(
-    {"top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"}
-    | {"suppress_tokens", "renormalize_logits"}
-)
+_SHARES = frozenset({"top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"})
+_WARPERS = _SHARES | {"suppress_tokens", "renormalize_logits"}
 _LENGTHS = frozenset({"max_new_tokens", "max_length", "max_time"})
 _MOOT = frozenset(
     {"use_cache", "cache_implementation", "cache_config", "max_cache_len", "disable_compile"}
@@ -83,12 +81,12 @@ def read_options(
     generation_config: Any = None,
     logits_processor: Any = None,
     stopping_criteria: Any = None,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
 ) -> Options:
     """`options`: generation options by name, and `seed`. Raises RequestError for what is unknown,
     out of range or not supported."""
-    seed = _seed(options.pop("seed", None))
-    given = {**_set_in(generation_config, model.generation_config), **options}
+    given = {**_set_in(generation_config, model.generation_config), **(options or {})}
+    seed = _seed(given.pop("seed", None))
     depth_given = {
         name.removeprefix(_DEPTH): given.pop(name)
         for name in list(given)
@@ -177,10 +175,18 @@ def _processors(
     custom: Any,
 ) -> Callable[[Tensor, Tensor], Tensor] | None:
     """transformers' own list for codebook 0, or None where temperature and top-k are all of it."""
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import (
+        GenerationConfig,
+        LogitsProcessorList,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+    )
 
     temperature, top_k = drawing
     chosen = {name: values[name] for name in _WARPERS if values.get(name) is not None}
+    for name in _SHARES & chosen.keys():
+        if not _is_number(chosen[name]) or not 0 <= chosen[name] <= 1:
+            raise RequestError(f"{name} must be a number between 0 and 1.")
     codes = min(model.config.codec_config.codebook_size, model.config.vocab_size)
     if all(token >= codes for token in chosen.get("suppress_tokens", ())):
         chosen.pop("suppress_tokens", None)
@@ -191,7 +197,7 @@ def _processors(
     try:
         config = GenerationConfig(**chosen, **(sampled if temperature > 0 else {}))
         config._eos_token_tensor = None
-        made: Callable[[Tensor, Tensor], Tensor] = model._get_logits_processor(
+        made = model._get_logits_processor(
             config,
             input_ids_seq_length=prompt_length,
             logits_processor=LogitsProcessorList(extra),
@@ -199,7 +205,11 @@ def _processors(
         )
     except (TypeError, ValueError) as error:
         raise RequestError(_one_line(error)) from None
-    return made
+    plain = (TemperatureLogitsWarper, TopKLogitsWarper)
+    if not extra and all(isinstance(one, plain) for one in made):
+        return None
+    processors: Callable[[Tensor, Tensor], Tensor] = made
+    return processors
 
 
 def _criteria(custom: Any, values: Mapping[str, Any]) -> tuple[tuple[Criterion, ...], Any]:
@@ -268,7 +278,7 @@ def _is_number(value: Any) -> bool:
 
 
 def is_whole(value: Any, low: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= low
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
 
 
 def _one_line(error: Exception) -> str:
