@@ -66,20 +66,23 @@ INSTRUCTIONS = "You are a friendly voice on the phone. Answer in one or two shor
 GREETING = "Hello, nice to hear from you. What is on your mind?"
 NO_IDEA = "Sorry, I lost my thread there; please say that once more."
 NOT_HEARD = "Sorry, I did not hear that; please say it once more."
-HISTORY = 4
-"""Messages that the LLM sees besides its instructions."""
+HISTORY, OFFLINE_HISTORY = 20, 3
+"""Messages that the LLM sees besides its instructions; the small one reads slowly."""
 CONSENT = "csm.voice_consent"
+_PRELOADED = ["csm_tts_plugin.tts", "csm_tts_plugin.agent_support", "anyio._backends._asyncio"]
+"""Imported once for all jobs, which are forked from there."""
 
 
 class CallAgent(Agent):
     """One call: what is heard becomes context and, with consent, the voice of the replies."""
 
-    def __init__(self, ctx: JobContext, speech: TTS, voice_source: str) -> None:
+    def __init__(self, ctx: JobContext, speech: TTS, config: AgentConfig) -> None:
         super().__init__(instructions=INSTRUCTIONS)
         self._room = ctx.room
         self._speech = speech
-        self._clones = voice_source == CALLER
-        self._voice = "stock" if self._clones else voice_source
+        self._history = OFFLINE_HISTORY if config.llm == "offline" else HISTORY
+        self._clones = config.voice_source == CALLER
+        self._voice = "stock" if self._clones else config.voice_source
         self._spoken_in = self._voice
         self._ear = CallerEar()
         self._finder: VoiceFinder | None = None
@@ -116,7 +119,7 @@ class CallAgent(Agent):
     async def llm_node(
         self, chat_ctx: llm.ChatContext, tools: list[llm.Tool], model_settings: ModelSettings
     ) -> AsyncIterator[Any]:
-        recent = chat_ctx.copy().truncate(max_items=HISTORY)
+        recent = chat_ctx.copy().truncate(max_items=self._history)
         try:
             async for chunk in Agent.default.llm_node(self, recent, tools, model_settings):
                 yield chunk
@@ -211,7 +214,7 @@ class Worker(AgentServer):
             initialize_process_timeout=60.0,
             host=host,
             port=port,
-            preload_modules=["csm_tts_plugin.tts", "csm_tts_plugin.agent_support"],
+            preload_modules=_PRELOADED,
         )
         self.failure: CsmError | None = None
         self._services = Services()
@@ -238,7 +241,9 @@ class Worker(AgentServer):
 
 
 def prewarm(process: JobProcess) -> None:
+    """Before a call comes: what would block its event loop for a moment."""
     process.userdata["vad"] = inference.VAD(model="silero")
+    process.userdata["llm"] = make_llm(AgentConfig.from_env().llm)
 
 
 async def check_livekit(config: AgentConfig) -> None:
@@ -288,7 +293,7 @@ async def answer(ctx: JobContext) -> None:
     session = AgentSession[None](
         vad=ear,
         stt=make_stt(config.stt, ear),
-        llm=make_llm(config.llm),
+        llm=ctx.proc.userdata["llm"],
         tts=speech,
         turn_handling={
             "turn_detection": inference.TurnDetector(version="v1-mini"),
@@ -301,7 +306,7 @@ async def answer(ctx: JobContext) -> None:
     )
     session.on("close", lambda _: ctx.shutdown())
     speech.prewarm()
-    await session.start(CallAgent(ctx, speech, config.voice_source), room=ctx.room, record=False)
+    await session.start(CallAgent(ctx, speech, config), room=ctx.room, record=False)
 
 
 def main() -> int:

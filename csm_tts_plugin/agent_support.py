@@ -139,9 +139,9 @@ def engine_load() -> float:
 
 
 def engine_facts() -> dict[str, str]:
-    """The engine's model and device, as participant attributes. Blocks for 1 s at most."""
+    """The engine's model and device, as participant attributes. Blocks for 10 s at most."""
     urls = AgentConfig.from_env().engine_urls
-    status = _status(urls[0]) if urls else {}
+    status = _status(urls[0], 10.0) if urls else {}
     return {f"csm.{name}": str(status[name]) for name in ("model", "device") if status.get(name)}
 
 
@@ -152,10 +152,10 @@ def _occupancy(url: str) -> float:
     return min(1.0, float(status["speaking"] + status["queued"]) / float(status["slots"]))
 
 
-def _status(url: str) -> dict[str, Any]:
+def _status(url: str, timeout: float = 1.0) -> dict[str, Any]:
     """What an engine says of itself; empty when it does not answer, or is not ready."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/readyz", timeout=1.0) as answer:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/readyz", timeout=timeout) as answer:
             status = json.load(answer)
     except (OSError, ValueError):
         return {}

@@ -144,6 +144,7 @@ class AgentConfig:
             voice_source=_text(env, "VOICE_SOURCE", default.voice_source),
             engine_urls=tuple(url.strip() for url in urls.split(",") if url.strip()),
             engine_key=env.get("CSM_ENGINE_KEY") or None,
+            health=_address(env, "AGENT_HEALTH", default.health),
         )
 
 

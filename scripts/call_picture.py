@@ -82,8 +82,10 @@ def _shade(axes: Any, report: Report) -> None:
         axes[1].axvspan(*turn.heard, color=_voice_colour(turn), alpha=0.12, lw=0)
         for axis in axes:
             axis.axvspan(turn.said[1], turn.heard[0], color=WAIT, alpha=0.30, lw=0)
-        note = f" {turn.e2e:.2f} s" + ("  interrupted" if turn.silent_after is not None else "")
-        axes[1].text(turn.heard[0], axes[1].get_ylim()[1], note, va="top", fontsize=9)
+        low, high = axes[1].get_ylim()
+        axes[1].text(turn.heard[0], low, f"{turn.e2e:.2f} s ", va="bottom", ha="right", fontsize=9)
+        if turn.silent_after is not None:
+            axes[1].text(turn.heard[0], high, " interrupted", va="top", fontsize=9)
 
 
 def _legend(axis: Any) -> None:
@@ -116,4 +118,7 @@ def _latencies(axis: Any, report: Report) -> None:
     for edge in ("top", "right", "left"):
         axis.spines[edge].set_visible(False)
     entries = [Patch(color=colour, label=name) for name, colour in shades.items()]
-    axis.legend(handles=entries, loc="lower right", frameon=False)
+    axis.set_xlim(0, max((turn.e2e or 0.0 for _, turn in turns), default=1.0) * 1.1)
+    axis.legend(
+        handles=entries, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False
+    )

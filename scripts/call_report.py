@@ -47,7 +47,7 @@ class Turn:
     underruns: int = 0
     """Gaps in the reply where sound did not come in time."""
     silent_after: float | None = None
-    """From the caller's breaking in until the agent is silent."""
+    """From the first sound of the caller's breaking in until the agent is silent."""
     said: tuple[float, float] = (0.0, 0.0)
     """When the caller spoke, in seconds of the recording."""
     heard: tuple[float, float] | None = None
@@ -112,7 +112,8 @@ def _turn(event: Event, upcoming: float, events: list[Event], sound: Any, rate: 
     turn.heard = (round(first, 2), round(last, 2))
     turn.e2e, turn.reply_seconds = round(first - end, 3), round(last - first, 2)
     if breaks_in:
-        turn.silent_after = round(max(0.0, last - upcoming), 2)
+        spoke = call_sound.first_loud(caller, upcoming, until) or upcoming
+        turn.silent_after = round(max(0.0, last - spoke), 2)
     clear = sound[int(first * rate) : int(min(last, upcoming) * rate), 1]
     turn.underruns = len(call_sound.cuts(clear, rate))
     return turn
