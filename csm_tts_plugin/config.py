@@ -78,7 +78,7 @@ class EngineConfig:
     max_lead_s: float = 2.0
     """A live stream is made at most this far ahead of its playing: what a barge-in throws away."""
     threads: int | None = None
-    """CPU threads of torch; None: torch's own choice."""
+    """CPU threads of torch; None: one for a small model, else one a core."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> EngineConfig:

@@ -9,11 +9,13 @@ for the device.
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 from ..config import EngineConfig, Limits
 from ..errors import CsmError, EngineError, RequestError, UnavailableError
@@ -44,6 +46,9 @@ _PIECE = {"cuda": 256, "cpu": 64}
 
 _PARKED = 32
 """Rows kept, beyond the slots, for conversations that are quiet at the moment."""
+
+_SMALL = 50_000_000
+"""Parameters up to which one CPU thread is faster than several: handing work over costs more."""
 
 Command = Callable[[Rounds], None]
 
@@ -240,9 +245,9 @@ class Engine:
         import torch
 
         check_config(self.config)
-        if self.config.threads:
-            torch.set_num_threads(self.config.threads)
         checkpoint = self._checkpoint or load_checkpoint(self.config)
+        if checkpoint.device.type == "cpu":
+            torch.set_num_threads(self.config.threads or _cpu_threads(checkpoint.model))
         slots = self.config.slots
         rows = slots + min(slots, _PARKED)
         limit = checkpoint.model.config.max_position_embeddings
@@ -310,3 +315,8 @@ class Engine:
         for conversation in conversations:
             for utterance in list(conversation.utterances.values()):
                 utterance.fail(error)
+
+
+def _cpu_threads(model: Any) -> int:
+    small = sum(parameter.numel() for parameter in model.parameters()) <= _SMALL
+    return 1 if small else os.cpu_count() or 1

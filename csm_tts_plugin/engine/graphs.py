@@ -23,7 +23,7 @@ _WARM_UPS = 2
 
 
 def batch_sizes(slots: int) -> list[int]:
-    """The batch sizes that are captured for `slots` streams: dense where few speak, never 32 apart."""
+    """The captured batch sizes for `slots` streams: dense where few speak, at most 32 apart."""
     small = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
     sizes = [size for size in small if size < slots]
     sizes += range(96, slots, 32)

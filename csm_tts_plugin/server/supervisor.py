@@ -220,7 +220,8 @@ class EngineProcess:
         own = {"CSM_ENGINE_KEY": self.key, "PYTHONPATH": os.pathsep.join(paths)}
         if self._server.voices_dir is not None:
             own["CSM_VOICES_DIR"] = str(self._server.voices_dir)
-        return {**env, **own}
+        # Threads of torch that spin while they wait take the cores from everybody else's calls.
+        return {"OMP_WAIT_POLICY": "PASSIVE", **env, **own}
 
     def _listen(self, process: subprocess.Popen[str], late: threading.Timer) -> CsmError | None:
         """Follow what it reports until it ends; the failure that it told of, if it did."""
