@@ -37,7 +37,7 @@ from livekit.agents import (
     stt,
     vad,
 )
-from livekit.agents.types import NOT_GIVEN
+from livekit.agents.types import NOT_GIVEN, NotGiven
 from livekit.agents.voice.agent_session import SessionConnectOptions
 
 from csm_tts_plugin import TTS
@@ -266,11 +266,17 @@ async def check_livekit(config: AgentConfig) -> None:
             ) from None
 
 
+def _key() -> str | NotGiven:
+    """An endpoint of one's own mostly asks for no key, but the client insists on one."""
+    own = "OPENAI_BASE_URL" in os.environ and "OPENAI_API_KEY" not in os.environ
+    return "none" if own else NOT_GIVEN
+
+
 def make_stt(name: str, ear: vad.VAD) -> stt.STT[Any]:
     if name == "offline":
         return stt.StreamAdapter(stt=OfflineSTT(os.environ[OFFLINE_STT_URL]), vad=ear)
     if name.startswith("openai:"):
-        model = openai.STT(model=name.removeprefix("openai:"), use_realtime=False)
+        model = openai.STT(model=name.removeprefix("openai:"), use_realtime=False, api_key=_key())
         return stt.StreamAdapter(stt=model, vad=ear)
     return inference.STT(model=name)
 
@@ -279,7 +285,7 @@ def make_llm(name: str) -> llm.LLM[Any]:
     if name == "offline":
         return offline_llm(os.environ[OFFLINE_LLM_URL])
     if name.startswith("openai:"):
-        return openai.LLM(model=name.removeprefix("openai:"))
+        return openai.LLM(model=name.removeprefix("openai:"), api_key=_key())
     return inference.LLM(model=name)
 
 
@@ -311,6 +317,9 @@ async def answer(ctx: JobContext) -> None:
 
 def main() -> int:
     load_dotenv(Path(__file__).with_name(".env"))
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        if not os.environ.get(name):
+            os.environ.pop(name, None)  # OpenAI's client takes an empty address for an address
     try:
         config = AgentConfig.from_env()
     except CsmError as error:

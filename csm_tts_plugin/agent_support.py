@@ -58,7 +58,7 @@ class Services:
     async def start(self) -> None:
         """Returns when calls can be taken. Raises what keeps them from it, a CsmError."""
         config = AgentConfig.from_env(self._env)
-        check_names(config)
+        check_names(config, self._env)
         stt, llm = config.stt == "offline", config.llm == "offline"
         if stt or llm:
             self._offline = OfflineProcess(stt=stt, llm=llm)
@@ -92,9 +92,12 @@ class Services:
         self._env.update(self._offline.addresses(OFFLINE_STT_URL, OFFLINE_LLM_URL))
 
 
-def check_names(config: AgentConfig) -> None:
+def check_names(config: AgentConfig, env: Mapping[str, str]) -> None:
     """Raises ConfigError for an STT or LLM that nobody could provide."""
     for variable, name in (("AGENT_STT", config.stt), ("AGENT_LLM", config.llm)):
+        endpoint = env.get("OPENAI_API_KEY") or env.get("OPENAI_BASE_URL")
+        if name.startswith("openai:") and not endpoint:
+            raise ConfigError(f"{variable}={name} needs OPENAI_API_KEY, or OPENAI_BASE_URL.")
         if name != "offline" and "/" not in name and not name.startswith("openai:"):
             raise ConfigError(
                 f"{variable}={name} is unknown; take offline, a LiveKit Inference name such as"

@@ -104,17 +104,16 @@ class Worker:
     def _read(self, line: str) -> None:
         if "registered worker" in line:
             self._registered.set()
-        elif "engine" in line and not self._registered.is_set():
-            message = _message(line)
+        elif (message := _message(line)).startswith("engine") and not self._registered.is_set():
             self._progress.say(f"agent: {message}")
 
 
 def _message(line: str) -> str:
-    """Of a line of LiveKit's JSON log, or the line itself."""
+    """Of a line of LiveKit's JSON log; empty for other lines."""
     try:
-        return str(json.loads(line).get("message", line))
-    except (ValueError, AttributeError):
-        return line
+        return str(json.loads(line)["message"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def caller_token(server: LiveKitServer, room: str) -> str:
