@@ -117,7 +117,7 @@ class Scheduler:
             raise ValueError("every slot needs a row")
         self.slots, self.queue = slots, queue
         self._piece, self._max_lead, self._pad = piece, max_lead_s, pad
-        self._resume_lead = max(max_lead_s - 5 * FRAME_SECONDS, max_lead_s / 2)
+        self._resume_lead = max_lead_s - FRAME_SECONDS
         self._rows: list[Seat | None] = [None] * rows
         self._seats: dict[str, Seat] = {}
         self._clock = 0
@@ -192,8 +192,7 @@ class Scheduler:
         return changes
 
     def plan(self, now: float) -> Plan:
-        for seat in self._seats.values():
-            self._pace(seat, now)
+        self._pace(now)
         step = self._runnable()
         read = self._next_read(idle=not step)
         if read is not None and read.count == read.seat.unread and _reads(read.seat):
@@ -219,11 +218,19 @@ class Scheduler:
         leads = [s.play_end - now for s in self._seats.values() if s.started and _runs(s)]
         return min(leads) if leads else None
 
-    def _pace(self, seat: Seat, now: float) -> None:
-        """A live stream far enough ahead of its playing rests until it is less so."""
-        lead = seat.play_end - now
-        live = _runs(seat) and seat.jobs[0].live
-        seat.paused = live and lead >= (self._resume_lead if seat.paused else self._max_lead)
+    def _pace(self, now: float) -> None:
+        """A live stream far enough ahead of its playing rests.
+
+        As soon as one of those that rest must go on, all go on whose lead allows it: streams fall
+        into step and share one frame step where each would else need one of its own.
+        """
+        for seat in self._seats.values():
+            live = _runs(seat) and seat.jobs[0].live
+            seat.paused = live and (seat.paused or seat.play_end - now >= self._max_lead)
+        resting = [seat for seat in self._seats.values() if seat.paused]
+        if any(seat.play_end - now <= self._resume_lead for seat in resting):
+            for seat in resting:
+                seat.paused = seat.play_end - now >= self._max_lead
 
     def _start_waiting(self, changes: Begin) -> None:
         """Give free slots to those who wait: replies under way first, then by arrival."""
