@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ..config import SAMPLE_RATE, EngineConfig
 from ..errors import ConfigError, ModelLoadError
@@ -70,7 +71,7 @@ def load_checkpoint(config: EngineConfig) -> Checkpoint:
         ) from None
     except MemoryError:
         raise ModelLoadError(f"{config.model} does not fit into this machine's memory.") from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise _explained(config, error) from None
     _check_sound(config.model, model)
     return Checkpoint(config.model, model.eval(), processor, device)
@@ -107,14 +108,30 @@ def _load_model(source: str, revision: str | None, dtype: torch.dtype) -> Any:
         raise ModelLoadError(
             f"The checkpoint is of type {kind!r}; this engine speaks with csm only."
         )
-    # The codec stays in float32: rounding its weights changes the codes of a reference.
-    # https://huggingface.co/docs/transformers/main_classes/model: dtype may differ per sub-model.
-    wanted: Any = dtype
-    if dtype is not torch.float32:
-        wanted = {"": dtype, "codec_config": torch.float32, "depth_decoder_config": dtype}
-    return CsmForConditionalGeneration.from_pretrained(
-        source, revision=revision, dtype=wanted, use_safetensors=True
+    model, report = CsmForConditionalGeneration.from_pretrained(
+        source,
+        revision=revision,
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
     )
+    # transformers fills what is missing with random numbers, and only warns.
+    if missing := set(report["missing_keys"]) & {name for name, _ in model.named_parameters()}:
+        raise ModelLoadError(
+            f"{len(missing)} weights are missing from the checkpoint, {min(missing)} for one: "
+            "fetch it again."
+        )
+    _cast(model, dtype)
+    return model
+
+
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """All but the codec: rounding its weights would change the codes of a reference. Buffers stay
+    too: rotary frequencies in bfloat16 would turn far positions by whole radians.
+    """
+    for name, parameter in model.named_parameters():
+        if not name.startswith("codec_model."):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _load_processor(source: str, revision: str | None) -> Any:
@@ -127,6 +144,8 @@ def _check_sound(name: str, model: Any) -> None:
     rate = model.config.codec_config.sampling_rate
     if rate != SAMPLE_RATE:
         raise ModelLoadError(f"The codec of {name} works at {rate} Hz; CSM's is {SAMPLE_RATE} Hz.")
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise ModelLoadError(f"The weights of {name} hold NaN or Inf: fetch the checkpoint again.")
 
 
 _CAUSES = (
@@ -154,7 +173,10 @@ _CAUSES = (
         "the hub cannot be reached: check the network, or name a local folder",
     ),
     (("safetensor", "header"), "a weight file is damaged or of another format: fetch it again"),
-    (("size mismatch", "shape"), "the weights do not fit config.json: fetch the checkpoint again"),
+    (
+        ("size mismatch", "mismatched_sizes", "shape"),
+        "the weights do not fit config.json: fetch the checkpoint again",
+    ),
 )
 
 

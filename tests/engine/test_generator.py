@@ -267,6 +267,19 @@ def test_logits_processors_see_and_change_what_they_do_in_generate(speaker, smal
     assert not torch.equal(plain, sounds)
 
 
+def test_a_processor_that_does_nothing_leaves_sampling_as_it_is(speaker, words):
+    options = {"do_sample": True, "temperature": 0.6, "top_k": 7, "seed": 5, "max_new_tokens": 12}
+    plain = sound(speaker, words, depth_decoder_do_sample=False, **options)
+    idle = sound(
+        speaker,
+        words,
+        depth_decoder_do_sample=False,
+        logits_processor=[lambda ids, scores: scores],
+        **options,
+    )
+    assert torch.equal(idle, plain)
+
+
 def test_stopping_criteria_see_the_codes_so_far_and_end_the_stream(speaker, small, words):
     seen = []
 

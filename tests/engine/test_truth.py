@@ -234,9 +234,13 @@ def test_a_sentence_after_a_natural_end_equals_generate():
     np.testing.assert_array_equal(second.codes, expected[: second.frames()])
 
 
-def test_random_arrivals_cancels_and_ends_leave_everybody_the_codes_it_has_alone(small, seed):
+@pytest.mark.parametrize("batches", [None, [2, 3]], ids=["exact", "padded"])
+def test_random_arrivals_cancels_and_ends_leave_everybody_the_codes_it_has_alone(
+    small, batches, seed
+):
     rng = np.random.default_rng(seed)
-    hand = ByHand(small, slots=3, queue=40, max_lead_s=1000.0)
+    hand = ByHand(small, slots=3, queue=40, max_lead_s=0.5)
+    hand.runner.batches = batches or hand.runner.batches
     streams = []
     for number in range(24):
         conversation = hand.engine.open(voice("v", 0.8) if rng.random() < 0.4 else None)
@@ -245,11 +249,18 @@ def test_random_arrivals_cancels_and_ends_leave_everybody_the_codes_it_has_alone
                 conversation, Turn("someone", f"turn {turn}", noise(0.5, number + turn))
             )
         seconds = float(rng.uniform(0.3, 1.5))
-        heard = say(hand.engine, conversation, f"I am number {number}.", max_seconds=seconds)
+        heard = say(
+            hand.engine,
+            conversation,
+            f"I am number {number}.",
+            max_seconds=seconds,
+            live=bool(rng.random() < 0.5),
+        )
         leaves = int(rng.integers(1, 12)) if rng.random() < 0.3 else None
         streams.append((conversation, heard, leaves))
         for _ in range(int(rng.integers(0, 8))):
             hand.round()
+            hand.now += float(rng.choice([0.0, 0.05, 0.3]))
             for _, one, frames in streams:
                 if frames is not None and len(one.audio) >= frames:
                     hand.engine.cancel(one.id)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -165,11 +166,13 @@ class Heard:
     def __init__(self, then: Callable[[Event], None] | None = None) -> None:
         self.events: list[Event] = []
         self.id = ""
+        self.strays = 0
+        """Events after the end; there must be none."""
         self._then = then
         self._over = threading.Event()
 
     def __call__(self, event: Event) -> None:
-        assert not self.over, "an event after the end"
+        self.strays += self.over
         self.events.append(event)
         if not isinstance(event, Audio):
             self._over.set()
@@ -206,6 +209,7 @@ class Heard:
 
     def frames(self) -> int:
         """Frames heard, checked: none missing, none twice, and as many as reported."""
+        assert not self.strays
         assert [event.frame for event in self.audio] == list(range(len(self.audio)))
         assert all(event.samples.shape == (1920,) for event in self.audio)
         if isinstance(self.end, Done):
@@ -235,9 +239,15 @@ def started(checkpoint: Checkpoint, *, limits: Limits | None = None, **settings:
 
 
 class ByHand:
-    """An engine without its thread: each `round` is one turn of its loop, here and now."""
+    """An engine without its thread: each `round` is one turn of its loop, here and now.
 
-    def __init__(self, checkpoint: Checkpoint, limits: Limits | None = None, **settings: Any):
+    Its clock is ours: `now` in seconds, which stands still unless told otherwise.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, limits: Limits | None = None, **settings: Any
+    ) -> None:
+        self.now = 1_000.0
         config = EngineConfig(model="small", threads=1, **settings)
         self.engine = Engine(config, limits=limits, checkpoint=checkpoint)
         self.engine._load()
@@ -250,15 +260,32 @@ class ByHand:
     def runner(self) -> Runner:
         return self.rounds._runner
 
-    def round(self) -> bool:
-        return self.engine._round()
+    def monotonic(self) -> float:
+        return self.now
 
-    def run(self, limit: int = 5_000) -> None:
-        """Until there is nothing left to do."""
+    def round(self) -> bool:
+        """False when there was nothing to do."""
+        with (
+            mock.patch("csm_tts_plugin.engine.core.time", self),
+            mock.patch("csm_tts_plugin.engine.rounds.time", self),
+        ):
+            return self.engine._round()
+
+    def run(self, limit: int = 20_000) -> None:
+        """Until there is nothing left to do; where streams rest, time passes."""
         for _ in range(limit):
             if not self.round():
-                return
+                patience = self.rounds.patience(self.now)
+                if patience is None:
+                    return
+                self.now += patience + 0.001
         raise AssertionError("the engine never came to rest")
+
+    def free(self) -> bool:
+        """Nobody speaks or waits, and no utterance is held anywhere."""
+        status = self.engine.status()
+        held = [c for c in self.engine._conversations.values() if c.utterances or c.seat.jobs]
+        return not (status.speaking or status.queued or held)
 
     def seat(self, conversation: str) -> Any:
         return self.engine._conversations[conversation].seat
