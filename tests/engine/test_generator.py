@@ -296,6 +296,7 @@ def test_stopping_criteria_see_the_codes_so_far_and_end_the_stream(speaker, smal
     np.testing.assert_array_equal(seen[-1][0], generated(small.model, 5, **words))
 
 
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
 def test_the_longest_length_counts_the_prompt_as_in_generate(speaker, small, words):
     length = words["input_ids"].shape[1] + 4
     criteria = [MaxLengthCriteria(length)]
