@@ -1,0 +1,72 @@
+"""How many live streams one engine holds in real time.
+
+    python benchmarks/capacity.py [--size tiny|137m|csm-1b] [--device cpu|cuda] [--streams 1,4,8,16]
+
+For each number, that many streams arrive at `--rate` a second and speak for `--seconds` each. A
+stream is starved when a frame came later than its playing, begun with its first frame, needed it.
+The gap is the time between two frames of a stream; streams with enough in hand rest, so that gaps
+near 80 ms are the rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from common import finish, machine, percentile, table
+from streams import engine_of, reference, speak
+
+
+def trial(engine, count: int, seconds: float, rate: float) -> dict:
+    voice = reference()
+    conversations = [engine.open(voice) for _ in range(count)]
+    listeners = []
+    begin = time.monotonic()
+    for number, conversation in enumerate(conversations):
+        time.sleep(max(0.0, begin + number / rate - time.monotonic()))
+        listeners.append(speak(engine, conversation, seconds))
+    for listener in listeners:
+        listener.over.wait(seconds * 20)
+    for conversation in conversations:
+        engine.close(conversation)
+    heard = [listener for listener in listeners if listener.moments]
+    gaps = [gap for listener in heard for gap in listener.gaps()] or [float("inf")]
+    frames = sum(len(listener.moments) for listener in heard)
+    return {
+        "streams": count,
+        "frames_per_second": round(frames / (time.monotonic() - begin), 1),
+        "gap_p50_ms": round(percentile(gaps, 0.5) * 1e3, 1),
+        "gap_p99_ms": round(percentile(gaps, 0.99) * 1e3, 1),
+        "first_audio_p95_ms": round(percentile([x.first_audio() for x in heard], 0.95) * 1e3, 1),
+        "starved": sum(listener.late_frames() > 0 for listener in heard),
+        "failed": count - len(heard) + sum(listener.error is not None for listener in heard),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="tiny", choices=["tiny", "137m", "csm-1b"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--streams", default="1,4,8,12,16")
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--rate", type=float, default=20.0, help="arrivals a second")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--out", default=None, help="also write the JSON here")
+    args = parser.parse_args()
+    counts = [int(n) for n in args.streams.split(",")]
+    began = time.monotonic()
+    engine = engine_of(args.size, args.device, max(counts), args.threads)
+    ready = time.monotonic() - began
+    trial(engine, 1, 1.0, args.rate)
+    trials = [trial(engine, count, args.seconds, args.rate) for count in counts]
+    engine.stop()
+    rows = [list(row.values()) for row in trials]
+    table(f"{args.size} on {args.device}, ready after {ready:.1f} s", list(trials[0]), rows)
+    held = [t["streams"] for t in trials if not t["starved"] and not t["failed"]]
+    result = {"benchmark": "capacity", "size": args.size, **machine(args.device)}
+    result |= {"ready_s": round(ready, 1), "real_time_streams": max(held, default=0)}
+    finish({**result, "trials": trials}, args.out)
+
+
+if __name__ == "__main__":
+    main()
