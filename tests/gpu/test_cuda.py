@@ -60,9 +60,12 @@ def test_captured_graphs_speak_what_uncaptured_code_speaks(batch: int, draw: Dra
 def test_greedy_codes_equal_generate_on_the_device() -> None:
     model = small_model(2, codebooks=8).to("cuda")
     ids = torch.tensor([prompt(8)[:, -1]], device="cuda")
-    expected = model.generate(input_ids=ids, do_sample=False,
-    max_new_tokens=FRAMES)[0].cpu().numpy() mine = Runner(model, 4, 256) mine.warm_up() codes, _ =
-    speak(mine, 1, GREEDY) assert (codes[: len(expected), 0] == expected).all()
+    greedy = model.generate(input_ids=ids, do_sample=False, max_new_tokens=FRAMES)
+    expected = greedy[0].cpu().numpy()
+    mine = Runner(model, 4, 256)
+    mine.warm_up()
+    codes, _ = speak(mine, 1, GREEDY)
+    assert (codes[: len(expected), 0] == expected).all()
 
 
 def test_rows_that_pad_a_batch_disturb_nobody() -> None:
