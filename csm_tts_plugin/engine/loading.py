@@ -71,7 +71,7 @@ def load_checkpoint(config: EngineConfig) -> Checkpoint:
         ) from None
     except MemoryError:
         raise ModelLoadError(f"{config.model} does not fit into this machine's memory.") from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (*_LOAD_FAILURES, SafetensorError) as error:
         raise _explained(config, error) from None
     _check_sound(config.model, model)
     return Checkpoint(config.model, model.eval(), processor, device)
@@ -147,6 +147,9 @@ def _check_sound(name: str, model: Any) -> None:
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise ModelLoadError(f"The weights of {name} hold NaN or Inf: fetch the checkpoint again.")
 
+
+_LOAD_FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError)
+"""What transformers raises over files, configs and installations it cannot work with."""
 
 _CAUSES = (
     (

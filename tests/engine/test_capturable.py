@@ -1,0 +1,84 @@
+"""The frame step has no data-dependent shape and never waits for the host: a compiler that must
+take it as one whole graph does so, and computes the same. That is what a CUDA graph needs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from csm_tts_plugin.engine.frame import draw_frame, read_frame
+from csm_tts_plugin.engine.runner import Draw, Runner
+from tests.engine.tools import GREEDY_DRAW, random_positions
+from tests.support.models import small_model
+
+LENGTH = 128
+BATCH = 3
+DRAWN = Draw((0.9, 0.7), (40, 20), 123)
+
+
+def prepared(draw: Draw) -> Runner:
+    model, rng = small_model(3), np.random.default_rng(0)
+    runner = Runner(model, BATCH + 1, 256)
+    for row in range(BATCH):
+        positions = random_positions(model, rng, 2)
+        runner.read(row, 0, positions)
+        runner.start(row, draw)
+    return runner
+
+
+def step(runner: Runner, candidates: int) -> torch.Tensor:
+    """A whole frame: codes, then sound, then the backbone."""
+    codes = draw_frame(runner.weights, runner.state, BATCH, candidates)
+    samples = runner.decoder(codes[:, :, None])
+    read_frame(runner.weights, runner.state, BATCH, LENGTH)
+    return torch.cat([codes.float(), samples], dim=1)
+
+
+@pytest.mark.parametrize(("draw", "candidates"), [(GREEDY_DRAW, 0), (DRAWN, 64)])
+def test_a_whole_frame_compiles_as_one_graph_and_computes_the_same(draw, candidates):
+    torch._dynamo.reset()
+    plain, compiled = prepared(draw), prepared(draw)
+    whole = torch.compile(
+        lambda: step(compiled, candidates), fullgraph=True, dynamic=False, backend="aot_eager"
+    )
+    with torch.inference_mode():
+        for _ in range(4):
+            expected, result = step(plain, candidates), whole()
+            books = plain.weights.codebooks
+            assert torch.equal(result[:, :books], expected[:, :books])
+            torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+    for ours, theirs in zip(compiled.state.tensors(), plain.state.tensors(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_step_waits_for_nothing_on_the_host(monkeypatch):
+    """No value of a tensor is asked for: on a device each would be a stop of the pipeline."""
+    runner = prepared(DRAWN)
+
+    def asked(*_arguments, **_options):
+        raise AssertionError("a value was copied to the host in the middle of a frame")
+
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, asked)
+    with torch.inference_mode():
+        step(runner, 64)
+
+
+def test_one_graph_serves_every_position():
+    """Nothing in the step's shape depends on how far its rows have come."""
+    torch._dynamo.reset()
+    runner, count = prepared(GREEDY_DRAW), 0
+    with torch.inference_mode():
+        step(runner, 0)  # Lays out what is laid out once per batch size.
+
+    def counting(graph, _inputs):
+        nonlocal count
+        count += 1
+        return graph.forward
+
+    whole = torch.compile(lambda: step(runner, 0), fullgraph=True, dynamic=False, backend=counting)
+    with torch.inference_mode():
+        for _ in range(5):
+            whole()
+    assert count == 1
