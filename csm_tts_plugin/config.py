@@ -30,6 +30,8 @@ class Limits:
 
     text_chars: int = 2_000
     """Characters of one sentence or turn."""
+    speech_chars: int = 4_096
+    """Characters of one request that is spoken sentence by sentence."""
     name_chars: int = 64
     """Characters of a speaker's name."""
     speech_seconds_max: float = 600.0
@@ -47,6 +49,8 @@ class Limits:
     open_s: float = 10.0
     """A socket that has not opened a conversation by then is dropped."""
     session_idle_s: float = 3_600.0
+    answer_s: float = 60.0
+    """An engine that gives nothing of a request's speech for this long is taken for stuck."""
     heartbeat_s: float = 15.0
     """Between pings; half of it without an answer, and the peer is taken for dead."""
     drain_s: float = 30.0

@@ -188,3 +188,6 @@ class SpeechEngine(Protocol):
 
     def close(self, conversation: str) -> None:
         """Cancels what it still says and frees its memory; unknown ids are ignored."""
+
+    def forget_voice(self, key: str) -> None:
+        """Drop what is kept of this voice: now, or with the last conversation that speaks in it."""

@@ -203,6 +203,10 @@ class Engine:
             if conversation in self._conversations:
                 self._post(lambda rounds: rounds.close(conversation))
 
+    def forget_voice(self, key: str) -> None:
+        with self._wake:
+            self._post(lambda rounds: rounds.forget_voice(key))
+
     def _find(self, conversation: str) -> Conversation:
         self._require_ready()
         found = self._conversations.get(conversation)

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
+from dataclasses import replace
 
 import numpy as np
 
@@ -113,6 +114,19 @@ class Rounds:
         with self._lock:
             self._scheduler.close(conversation.seat)
         self._forget(conversation.voice)
+
+    def forget_voice(self, key: str) -> None:
+        """Whoever speaks in it keeps it to the end, as a private voice."""
+        with self._lock:
+            conversations = list(self._conversations.values())
+        for conversation in conversations:
+            if conversation.voice is not None and conversation.voice.key == key:
+                conversation.voice = replace(conversation.voice, private=True)
+            conversation.waiting_voice = [
+                replace(voice, private=True) if voice is not None and voice.key == key else voice
+                for voice in conversation.waiting_voice
+            ]
+        self._drop_unused(key)
 
     # One round ------------------------------------------------------------------------------------
 
@@ -308,13 +322,15 @@ class Rounds:
 
     def _forget(self, voice: VoicePrompt | None) -> None:
         """A private voice goes with the last conversation that speaks in it."""
-        if voice is None or not voice.private:
-            return
+        if voice is not None and voice.private:
+            self._drop_unused(voice.key)
+
+    def _drop_unused(self, key: str) -> None:
         with self._lock:
             others = list(self._conversations.values())
-        if not any(other.voice_key == voice.key for other in others):
-            self._voices.pop(voice.key, None)
-            self._runner.forget_voice(voice.key)
+        if not any(other.voice_key == key for other in others):
+            self._voices.pop(key, None)
+            self._runner.forget_voice(key)
 
 
 def _speaking(conversation: Conversation) -> Utterance:

@@ -11,8 +11,11 @@ from ..engine.api import SpeechEngine
 from .bridge import Bridge
 from .faults import faults
 from .health import healthz, metrics, readyz
+from .openai_speech import speak
+from .seed_socket import seed_socket
 from .state import STATE, ServerState
 from .stream import stream
+from .voice_routes import add_voice, delete_voice, list_voices
 
 
 def create_app(engine: SpeechEngine, config: ServerConfig) -> web.Application:
@@ -26,6 +29,11 @@ def create_app(engine: SpeechEngine, config: ServerConfig) -> web.Application:
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/v1/stream", stream)
+    app.router.add_get("/ws", seed_socket)
+    app.router.add_post("/v1/audio/speech", speak)
+    app.router.add_get("/v1/voices", list_voices)
+    app.router.add_post("/v1/voices", add_voice)
+    app.router.add_delete("/v1/voices/{id}", delete_voice)
     app.on_shutdown.append(_end_sessions)
     return app
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from ..errors import CsmError, EngineError
+from ..errors import CsmError, EngineError, RequestError
+from .state import STATE
 
 _STATUS = {
     "unauthorized": 401,
@@ -21,6 +23,8 @@ _STATUS = {
     "unavailable": 503,
     "timeout": 504,
 }
+
+logger = logging.getLogger("csm_tts_plugin.server")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -38,15 +42,21 @@ def as_csm_error(error: Exception, logger: logging.Logger) -> CsmError:
 
 
 def json_error(error: CsmError) -> web.Response:
-    """`{"error": {code, message, retryable, retry_after}}` with the status that fits."""
-    headers = {} if error.retry_after is None else {"Retry-After": f"{error.retry_after:.0f}"}
+    """`{"error": {...}}` with the status that fits: our fields, and those that OpenAI's clients
+    read (message, type, param, code).
+    """
+    status = _STATUS.get(error.code, 500)
+    after = None if error.retry_after is None else max(1, math.ceil(error.retry_after))
     body = {
         "code": error.code,
         "message": error.message,
+        "type": "server_error" if status >= 500 else "invalid_request_error",
+        "param": None,
         "retryable": error.retryable,
         "retry_after": error.retry_after,
     }
-    return web.json_response({"error": body}, status=_STATUS.get(error.code, 500), headers=headers)
+    headers = {} if after is None else {"Retry-After": str(after)}
+    return web.json_response({"error": body}, status=status, headers=headers)
 
 
 @web.middleware
@@ -54,7 +64,11 @@ async def faults(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every error of a handler as JSON; the connection of a started stream is just cut."""
     try:
         return await handler(request)
+    except web.HTTPRequestEntityTooLarge:
+        return json_error(RequestError("The body is too large."))
     except web.HTTPException:
         raise
     except Exception as error:
-        return json_error(as_csm_error(error, logging.getLogger("csm_tts_plugin.server")))
+        told = as_csm_error(error, logger)
+        request.app[STATE].metrics.errors.labels(told.code).inc()
+        return json_error(told)

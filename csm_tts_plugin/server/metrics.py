@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ..engine.api import EngineStatus
@@ -44,6 +46,15 @@ class Metrics:
                 ("conversations", "Conversations open"),
             )
         }
+
+    def heard(self, began: float, before: float | None) -> float:
+        """Sound of an utterance said at `began` leaves, the last left at `before`; the moment."""
+        now = time.monotonic()
+        if before is None:
+            self.first_audio.observe(now - began)
+        else:
+            self.frame_gap.observe(now - before)
+        return now
 
     def render(self, status: EngineStatus) -> bytes:
         """The text of `/metrics`."""

@@ -52,7 +52,7 @@ class Relay:
             return
         match event:
             case Audio():
-                self._time()
+                self._heard = self._metrics.heard(self._began, self._heard)
                 self._send(self._resampler.push(event.samples), event.frame)
             case Done():
                 self._send(self._resampler.flush(), event.frames)
@@ -85,11 +85,3 @@ class Relay:
         self._metrics.utterances.labels(reason).inc()
         self._outbox.put(encode(DoneMessage(self.id, done.frames, reason, seconds)))
         self._owner.ended(self)
-
-    def _time(self) -> None:
-        now = time.monotonic()
-        if self._heard is None:
-            self._metrics.first_audio.observe(now - self._began)
-        else:
-            self._metrics.frame_gap.observe(now - self._heard)
-        self._heard = now

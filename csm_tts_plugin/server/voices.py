@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..config import ServerConfig
 from ..engine.api import EngineInfo, VoicePrompt
 from ..errors import VoiceError
@@ -16,10 +18,13 @@ def resolve(
 ) -> VoicePrompt | None:
     """None: the model speaks without a reference. Reads files and audio: call it in a thread.
 
+    A voice that was sent is forgotten with the last conversation that speaks in it; a stored one is
+    kept for the next.
+
     Raises VoiceError, ConsentError, AudioError, TextError.
     """
     if isinstance(voice, InlineVoice):
-        return Voice.from_inline(voice, limits=config.limits).prompt()
+        return replace(Voice.from_inline(voice, limits=config.limits).prompt(), private=True)
     if voice == STOCK_VOICE:
         return stock_voice(info.model) if info else None
     if config.voices_dir is None:

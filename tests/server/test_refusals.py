@@ -193,6 +193,7 @@ async def test_an_inline_voice_reaches_the_engine(server, client):
     await client.conversation(voice)
     held = next(iter(server.engine.conversations.values()))
     assert [(turn.text, len(turn.audio)) for turn in held.voice.turns] == [("What I said.", 24_000)]
+    assert held.voice.private
 
 
 @pytest.mark.parametrize(

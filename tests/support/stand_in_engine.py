@@ -108,6 +108,8 @@ class StandInEngine:
         self.conversations: dict[str, _Conversation] = {}
         self.said: list[tuple[str, str]] = []
         """(conversation, text) in the order of `say`."""
+        self.forgotten: list[str] = []
+        """Keys of voices that it was told to forget."""
         self.cancelled: list[str] = []
         """Texts whose speech was ended before its end."""
         self._ids = itertools.count(1)
@@ -194,6 +196,9 @@ class StandInEngine:
         for one in gone.waiting if gone else ():
             self.cancelled.append(one.text)
             one.sink(one.end(Reason.CANCELLED))
+
+    def forget_voice(self, key: str) -> None:
+        self.forgotten.append(key)
 
     # What tests look at
 

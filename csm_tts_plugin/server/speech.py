@@ -1,0 +1,157 @@
+"""One text spoken in a conversation of its own: for routes where a request is all there is.
+
+The text goes to the engine a few sentences ahead of what the client has taken: a client that reads
+slowly waits for itself, and holds neither a slot nor more memory than those sentences.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from ..engine.api import Audio, Done, Event, Failed, Samples, Sampling, VoicePrompt
+from ..errors import BusyError, CsmError, EngineTimeoutError, TextError
+from ..text import SentenceSplitter, speakable
+from .state import ServerState
+
+_AHEAD = 2
+"""Sentences with the engine at a time: one to speak, one to go on with."""
+
+
+def sentences_of(text: str) -> list[str]:
+    """What is to be spoken, sentence by sentence. Raises TextError where there is nothing."""
+    splitter = SentenceSplitter()
+    found = [*splitter.push(text), *splitter.flush()]
+    sentences = [words for sentence in found if (words := speakable(sentence))]
+    if not sentences:
+        raise TextError("There is nothing to say: the text holds no words.")
+    return sentences
+
+
+class Speech:
+    """`with` it the first sentence is with the engine; `pieces` gives the sound of all of them.
+
+    Entering raises BusyError, UnavailableError, RequestError and leaves nothing behind. Leaving
+    frees everything in the engine, however far the speech has come.
+    """
+
+    def __init__(
+        self,
+        state: ServerState,
+        sentences: list[str],
+        voice: VoicePrompt | None,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self._state = state
+        self._waiting = deque(sentences)
+        self._voice = voice
+        self._sampling = sampling
+        self._conversation: str | None = None
+        self._incoming: asyncio.Queue[Event | CsmError] = asyncio.Queue()
+        self._with_engine = 0
+        self._said_at = 0.0
+        self._heard_at: float | None = None
+
+    @property
+    def speaking(self) -> bool:
+        return self._conversation is not None
+
+    def fail(self, error: CsmError) -> None:
+        """The server ends: free the engine, and tell whoever takes the sound."""
+        self._release()
+        self._incoming.put_nowait(error)
+
+    def __enter__(self) -> Self:
+        self._state.check_open()
+        self._conversation = self._state.engine.open(self._voice, self._sampling)
+        try:
+            self._say()
+        except BaseException:
+            self._release()
+            raise
+        self._state.sessions.add(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._with_engine:
+            self._state.metrics.cancels.inc()
+        self._release()
+        self._state.sessions.discard(self)
+        self._state.changed.set()
+
+    async def pieces(self) -> AsyncGenerator[Samples, None]:
+        """float32, mono, 24 kHz, a frame each. Raises what ended the speech early: CsmError."""
+        while self._waiting or self._with_engine:
+            await self._say_ahead()
+            match await self._next():
+                case Audio(samples=samples):
+                    yield samples
+                case Done():
+                    self._with_engine -= 1
+                case Failed(error=error):
+                    self._with_engine -= 1
+                    raise error
+
+    def _receive(self, event: Event) -> None:
+        metrics = self._state.metrics
+        if isinstance(event, Audio):
+            self._heard_at = metrics.heard(self._said_at, self._heard_at)
+        elif isinstance(event, Done):
+            metrics.utterances.labels(str(event.reason)).inc()
+            self._said_at, self._heard_at = time.monotonic(), None
+        self._incoming.put_nowait(event)
+
+    async def _next(self) -> Event:
+        patience = self._state.config.limits.answer_s
+        try:
+            async with asyncio.timeout(patience):
+                event = await self._incoming.get()
+        except TimeoutError:
+            raise EngineTimeoutError(f"The engine gave no sound for {patience:g} s.") from None
+        if isinstance(event, CsmError):
+            raise event
+        return event
+
+    async def _say_ahead(self) -> None:
+        """Keep the engine supplied. Others may have taken all slots between two sentences: wait."""
+        deadline = time.monotonic() + self._state.config.limits.answer_s
+        while self._waiting and self._with_engine < _AHEAD:
+            try:
+                self._say()
+            except BusyError as error:
+                if self._with_engine:
+                    return
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(min(error.retry_after or 1.0, 1.0))
+
+    def _say(self) -> None:
+        if self._conversation is None:
+            return
+        self._state.engine.say(
+            self._conversation,
+            self._waiting[0],
+            partial(self._state.bridge.post, self._receive),
+            sampling=self._sampling,
+            more=len(self._waiting) > 1,
+            live=False,
+        )
+        if not self._with_engine:
+            self._said_at, self._heard_at = time.monotonic(), None
+        self._waiting.popleft()
+        self._with_engine += 1
+
+    def _release(self) -> None:
+        if self._conversation is not None:
+            self._state.engine.close(self._conversation)
+            self._conversation = None
