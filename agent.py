@@ -96,10 +96,10 @@ class CallAgent(Agent):
         self.session.on("conversation_item_added", self._on_item)
         self.session.on("error", self._on_error)
         self._room.on("participant_attributes_changed", lambda *_: self._consenting())
-        self._later(self._introduce())
         self.session.say(GREETING)
 
-    async def _introduce(self) -> None:
+    async def introduce(self) -> None:
+        """What speaks here, for all in the room to see, once we are in it."""
         facts = {"csm.voice": self._voice, **await asyncio.to_thread(engine_facts)}
         await self._room.local_participant.set_attributes(facts)
 
@@ -312,7 +312,9 @@ async def answer(ctx: JobContext) -> None:
     )
     session.on("close", lambda _: ctx.shutdown())
     speech.prewarm()
-    await session.start(CallAgent(ctx, speech, config), room=ctx.room, record=False)
+    agent = CallAgent(ctx, speech, config)
+    await session.start(agent, room=ctx.room, record=False)
+    await agent.introduce()
 
 
 def main() -> int:

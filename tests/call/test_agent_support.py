@@ -1,0 +1,171 @@
+"""What the agent makes of the caller's sound, and how full it says that it is."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from csm_tts_plugin import agent_support
+from csm_tts_plugin.agent_support import CallerEar, Services, VoiceFinder, trim
+from csm_tts_plugin.config import AgentConfig
+from csm_tts_plugin.errors import ConfigError, CsmError
+
+RATE = 16_000
+
+
+def speech(seconds: float, level: float = 0.2) -> np.ndarray:
+    time = np.arange(int(seconds * RATE)) / RATE
+    return (level * np.sin(2 * np.pi * 150 * time)).astype(np.float32)
+
+
+def pcm(samples: np.ndarray) -> bytes:
+    return (samples * 32767).astype("<i2").tobytes()
+
+
+def silence(seconds: float) -> np.ndarray:
+    return np.zeros(int(seconds * RATE), np.float32)
+
+
+def test_a_turn_is_cut_without_the_silence_around_it():
+    ear = CallerEar()
+    ear.push(pcm(silence(3.0)), RATE)
+    ear.push(pcm(speech(0.2)), RATE)
+    ear.speech_began()  # voice activity is always late
+    ear.push(pcm(speech(1.8)), RATE)
+    ear.push(pcm(silence(1.0)), RATE)
+    samples, rate = ear.cut()
+    assert rate == RATE
+    assert len(samples) / RATE == pytest.approx(2.2, abs=0.05)
+
+
+def test_a_turn_holds_nothing_of_the_turn_before():
+    ear = CallerEar()
+    ear.speech_began()
+    ear.push(pcm(speech(1.0)), RATE)
+    assert ear.cut() is not None
+    assert ear.cut() is None
+    ear.push(pcm(silence(2.0)), RATE)
+    ear.speech_began()
+    ear.push(pcm(speech(0.5)), RATE)
+    samples, _ = ear.cut()
+    assert len(samples) / RATE == pytest.approx(0.6, abs=0.05)
+
+
+def test_a_caller_who_never_stops_is_remembered_for_a_minute_only():
+    ear = CallerEar(keep_s=2.0)
+    ear.speech_began()
+    for _ in range(50):
+        ear.push(pcm(speech(0.1)), RATE)
+    samples, _ = ear.cut()
+    assert len(samples) / RATE == pytest.approx(2.0, abs=0.05)
+
+
+def test_silence_trims_to_nothing():
+    assert len(trim(silence(1.0), RATE)) == 0
+    assert len(trim(silence(0.0), RATE)) == 0
+
+
+def test_a_turn_of_three_seconds_is_a_voice_with_its_words_and_consent():
+    voice = VoiceFinder("somebody").add("these are the words", speech(3.5), RATE)
+    assert voice is not None
+    assert voice.transcript == "these are the words"
+    assert voice.seconds == pytest.approx(3.5, abs=0.05)
+    assert voice.consent.speaker == "somebody"
+    assert "csm.voice_consent" in voice.consent.statement
+
+
+def test_short_turns_add_up_to_a_voice():
+    finder = VoiceFinder("somebody")
+    assert finder.add("one", speech(1.6), RATE) is None
+    voice = finder.add("two", speech(1.6), RATE)
+    assert voice is not None
+    assert voice.transcript == "one two"
+
+
+def test_clipped_speech_makes_no_voice():
+    clipped = np.clip(speech(4.0, level=3.0), -1, 1)
+    assert VoiceFinder("somebody").add("loud", clipped, RATE) is None
+
+
+def test_too_long_a_turn_makes_no_voice():
+    assert VoiceFinder("somebody").add("on and on", speech(20.0), RATE) is None
+
+
+@contextmanager
+def engine_saying(status: dict, code: int = 200):
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps(status).encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Ready)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+STATUS = {"ready": True, "slots": 4, "speaking": 1, "queued": 0, "model": "tiny", "device": "cpu"}
+
+
+def test_the_load_is_that_of_the_least_busy_engine(monkeypatch):
+    with engine_saying(STATUS) as idle, engine_saying(STATUS | {"speaking": 4}) as busy:
+        monkeypatch.setenv("CSM_ENGINE_URL", f"{busy},{idle}")
+        assert agent_support.engine_load() == 0.25
+        monkeypatch.setenv("CSM_ENGINE_URL", busy)
+        assert agent_support.engine_load() == 1.0
+
+
+def test_an_engine_that_is_not_ready_or_gone_takes_no_calls(monkeypatch):
+    with engine_saying({"ready": False, "slots": 4}, 503) as loading:
+        monkeypatch.setenv("CSM_ENGINE_URL", loading)
+        assert agent_support.engine_load() == 1.0
+    assert agent_support.engine_load() == 1.0
+
+
+def test_the_room_is_told_what_speaks(monkeypatch):
+    with engine_saying(STATUS) as url:
+        monkeypatch.setenv("CSM_ENGINE_URL", url)
+        assert agent_support.engine_facts() == {"csm.model": "tiny", "csm.device": "cpu"}
+    assert agent_support.engine_facts() == {}
+
+
+def test_missing_keys_are_named_and_others_are_not():
+    config = AgentConfig(livekit_url="ws://here", livekit_api_key="k")
+    with pytest.raises(ConfigError, match=r"^Set LIVEKIT_API_SECRET in"):
+        agent_support.check_keys(config)
+
+
+@pytest.mark.parametrize("name", ["offline", "openai/gpt-4.1-mini", "deepgram/nova-3"])
+def test_known_providers_pass(name):
+    agent_support.check_names(AgentConfig(stt=name, llm=name), {})
+
+
+async def test_a_model_that_cannot_be_loaded_ends_the_start_and_leaves_nothing_behind(tmp_path):
+    env = {"CSM_MODEL": str(tmp_path), "CSM_DEVICE": "cpu", "AGENT_STT": "a/b", "AGENT_LLM": "a/b"}
+    services = Services(env)
+    with pytest.raises(CsmError):
+        await services.start()
+    assert "CSM_ENGINE_URL" not in env
+    await services.stop()
+
+
+def test_figures_of_a_turn_are_rounded_and_may_be_missing():
+    figures = agent_support.turn_figures(
+        {"end_of_turn_delay": 0.51234, "transcription_delay": 0.4}, {"llm_node_ttft": 0.2}
+    )
+    assert figures["endpointing"] == 0.512
+    assert figures["tts_first_audio"] is None
