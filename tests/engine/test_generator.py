@@ -1,4 +1,4 @@
-"""The library's streams: chunks that join to what `generate` says, and what closing, errors and time do."""
+"""The library's streams: what they say, and what closing them, errors and time do."""
 
 from __future__ import annotations
 
