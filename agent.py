@@ -218,7 +218,7 @@ class Worker(AgentServer):
         )
         self.failure: CsmError | None = None
         self._services = Services()
-        self._ran = False
+        self._ran = self._stopping = False
 
     async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
         try:
@@ -228,13 +228,18 @@ class Worker(AgentServer):
             self._ran = True
             await super().run(devmode=devmode, unregistered=unregistered)
         except CsmError as error:
-            self.failure = error
+            self.failure = None if self._stopping else error
+        except RuntimeError:
+            if not self._connection_failed:
+                raise
+            self.failure = UnavailableError("LiveKit stays away; start it, then the agent again.")
 
     async def drain(self, timeout: Any = NOT_GIVEN) -> None:
         if self._ran:
             await super().drain(timeout)
 
     async def aclose(self) -> None:
+        self._stopping = True
         if self._ran:
             await super().aclose()
         await self._services.stop()
