@@ -96,6 +96,8 @@ class Recording:
     name: str
     sha256: str
     words: str
+    source: str = ""
+    """The file in the package, where it is not `name`.wav; a .raw one is 16 kHz mono PCM."""
 
 
 SPEECH_FOLDER = "speech/librivox"
@@ -136,4 +138,37 @@ SPEECH_ABOUT = """Recorded human speech, 16 kHz mono; beside each .wav its words
 One reader of LibriVox, Jane Austen, "Sense and Sensibility", chapter 1. LibriVox recordings are in
 the public domain. Packaged with the test data of CMU PocketSphinx (BSD-2-Clause): Debian's
 pocketsphinx-testdata, or the source archive of pocketsphinx 5.1.1; pinned by hash.
+"""
+SPEAKERS_FOLDER = "speech/speakers"
+SPEAKERS = (
+    Recording(
+        "go_forward",
+        "f15c60ec54059d8b66e410d0064945a0b0a04ea56e1ddca1958e493c0cf70e71",
+        "go forward ten meters",
+        "goforward.raw",
+    ),
+    Recording(
+        "numbers",
+        "45b5f6d3f88e36dd55b025cc9e8f1cae567583ea93f554ecdff6d09e6dd4577d",
+        "three three four six nine two",
+        "numbers.raw",
+    ),
+    Recording(
+        "something",
+        "eb95b74ce3f3037487e49dcfd935bbcf8c158b5f4083dd19451729c3ee694f5f",
+        "go somewhere and do something",
+        "something.raw",
+    ),
+    Recording(
+        "cards",
+        "090f18f5f76cf8b2b43cd9e6b07823f4685a4742d9a36cd98b174a6586c18cf9",
+        "eight of spades four of clubs seven of hearts",
+        "cards/005.wav",
+    ),
+)
+"""Other people than the reader of `SPEECH`, out of the same package: for tests of voices."""
+SPEAKERS_ABOUT = """Recorded human speech of other people than the reader beside, 16 kHz mono.
+
+From the test data of CMU PocketSphinx (BSD-2-Clause): Debian's pocketsphinx-testdata, or the source
+archive of pocketsphinx 5.1.1; pinned by hash. The raw ones got a WAV header.
 """

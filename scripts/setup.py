@@ -13,7 +13,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+import wave
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,23 +154,45 @@ def human_speech() -> Step:
         "recorded human speech (LibriVox, public domain), what the caller says",
         repr(pins.SPEECH),
         tuple(folder / f"{recording.name}.wav" for recording in pins.SPEECH),
-        lambda tools: _install_speech(tools, folder),
+        lambda tools: _install(tools, folder, pins.SPEECH, pins.SPEECH_ABOUT),
     )
 
 
-def _install_speech(tools: Tools, folder: Path) -> None:
+def more_speakers() -> Step:
+    folder = TOOLS / pins.SPEAKERS_FOLDER
+    return Step(
+        "speakers",
+        "recorded speech of other people, for the tests of voices",
+        repr(pins.SPEAKERS),
+        tuple(folder / f"{recording.name}.wav" for recording in pins.SPEAKERS),
+        lambda tools: _install(tools, folder, pins.SPEAKERS, pins.SPEAKERS_ABOUT),
+    )
+
+
+def _install(tools: Tools, folder: Path, recordings: Sequence[pins.Recording], about: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tools.speech_archive() as unpacked:
-        for recording in pins.SPEECH:
-            found = sorted(unpacked.rglob(f"{recording.name}.wav"))
+        for recording in recordings:
+            source = recording.source or f"{recording.name}.wav"
+            found = sorted(unpacked.rglob(source))
             if not found:
-                raise SetupError(f"the package of recorded speech lacks {recording.name}.wav")
+                raise SetupError(f"the package of recorded speech lacks {source}")
             partial = folder / f"{recording.name}.wav.partial"
             shutil.copyfile(found[0], partial)
             check_hash(partial, recording.sha256)
+            if source.endswith(".raw"):
+                _add_header(partial)
             (folder / f"{recording.name}.txt").write_text(recording.words + "\n")
             partial.replace(folder / f"{recording.name}.wav")
-    (folder / "README").write_text(pins.SPEECH_ABOUT)
+    (folder / "README").write_text(about)
+
+
+def _add_header(path: Path) -> None:
+    """Bare 16 kHz mono PCM becomes a WAV file."""
+    pcm = path.read_bytes()
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(pcm)
 
 
 def all_steps(own_recordings: bool) -> list[Step]:
@@ -180,7 +203,7 @@ def all_steps(own_recordings: bool) -> list[Step]:
         model("whisper", "Whisper base (145 MB), the agent's ears without keys", pins.WHISPER),
         model("smollm2", "SmolLM2-135M (98 MB), the agent's mind without keys", pins.SMOLLM2),
     ]
-    return steps if own_recordings else [*steps, human_speech()]
+    return steps if own_recordings else [*steps, human_speech(), more_speakers()]
 
 
 @contextmanager

@@ -1,0 +1,256 @@
+"""Choosing the reference out of a call: which of a caller's turns make a good voice, and why not.
+
+A turn is taken whole, with all of its words, or cut where a pause falls between two words whose
+times the STT gave: audio and transcript of a reference must say the same, or the voice stammers.
+Turns that are too short are joined. What the figures cannot tell is said in `measure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .faults import BEST_S, LONGEST_S, SHORTEST_S, Fault, faults_of, unusable
+from .measure import HOP_S, Figures, Track, loudness_gain, measure
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Samples = npt.NDArray[np.float32]
+
+LEVEL_DB = -20.0
+"""RMS that the speech of a reference is brought to, its pauses not counted."""
+PEAK_DB = -1.0
+MARGIN = 0.08
+"""A reference must score so much more to take the place of the one in use."""
+
+_PART_S = 0.8
+"""The shortest turn that may be a part of a reference."""
+_AROUND_S = 0.12
+"""Silence kept around a part."""
+_FADE_S = 0.01
+_KEPT_S = 60.0
+"""Good turns kept to choose from; the worst go first."""
+_ALIKE_SEMITONES, _ALIKE_DB = 5.0, 10.0
+"""Between parts that are joined: more apart, and it is another person, mood or microphone."""
+_NEARLY_AS_GOOD = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenWord:
+    """Seconds from the beginning of the turn."""
+
+    text: str = field(repr=False)
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeardTurn:
+    """What the caller said in one go: float32 in [-1, 1], [n] or [n, channels]."""
+
+    text: str = field(repr=False)
+    samples: Samples = field(repr=False)
+    rate: int
+    words: tuple[SpokenWord, ...] = ()
+    """The same words with their times, where the STT gives them: only then can it be cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """On one turn. `faults` is why it was not taken; `figures` None: nothing to measure."""
+
+    turn: int
+    figures: Figures | None
+    faults: tuple[Fault, ...]
+
+    @property
+    def taken(self) -> bool:
+        return not self.faults
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """A reference of 3 to 15 s: its words, its sound (mono, loudness normalised), how good."""
+
+    text: str = field(repr=False)
+    samples: Samples = field(repr=False)
+    rate: int
+    turns: tuple[int, ...]
+    """Which turns it is made of, counted from 1."""
+    figures: Figures
+    """Before the loudness was normalised."""
+    score: float
+    """0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    turn: int
+    text: str = field(repr=False)
+    samples: Samples = field(repr=False)
+    rate: int
+    figures: Figures
+    quality: float
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate
+
+
+class Chooser:
+    """Turns go in as they are heard; `better` gives a reference when there is a new one."""
+
+    def __init__(self) -> None:
+        self._heard = 0
+        self._parts: list[_Part] = []
+        self._given = 0.0
+
+    def add(self, turn: HeardTurn) -> Verdict:
+        """Look at a turn; keeps its sound if it can be used."""
+        self._heard += 1
+        parts, verdict = _parts(self._heard, turn)
+        self._parts += parts
+        while sum(part.seconds for part in self._parts) > _KEPT_S:
+            self._parts.remove(min(self._parts, key=lambda part: part.quality))
+        return verdict
+
+    def best(self) -> Choice | None:
+        """The best reference of all turns until now; None: they make none yet."""
+        choices = [choice for joined in _candidates(self._parts) if (choice := _join(joined))]
+        return max(choices, key=lambda choice: choice.score, default=None)
+
+    def better(self) -> Choice | None:
+        """`best`, if nothing was given yet or it is better than that by `MARGIN`."""
+        choice = self.best()
+        if choice is None or (self._given and choice.score < self._given + MARGIN):
+            return None
+        self._given = choice.score
+        return choice
+
+
+def choose(turns: Iterable[HeardTurn]) -> tuple[Choice | None, list[Verdict]]:
+    """The best reference of these turns, and what was thought of each."""
+    chooser = Chooser()
+    verdicts = [chooser.add(turn) for turn in turns]
+    return chooser.best(), verdicts
+
+
+def normalised(samples: Samples, figures: Figures) -> Samples:
+    """At the loudness of a reference; only ever scaled, never compressed."""
+    return samples * np.float32(loudness_gain(figures, LEVEL_DB, PEAK_DB))
+
+
+def quality(figures: Figures) -> float:
+    """How clean it is, 0 to 1, however long: noise, bandwidth, and how regular its voice is."""
+    snr = np.clip((figures.snr_db - 10.0) / 25.0, 0.0, 1.0)
+    band = np.clip((figures.bandwidth_hz - 2_000.0) / 5_000.0, 0.0, 1.0)
+    regular = np.clip((figures.harmonicity - 0.6) / 0.25, 0.0, 1.0)
+    leaps = np.clip((figures.pitch_flips - 0.08) / 0.1, 0.0, 1.0)
+    return max(0.0, float(0.45 * snr + 0.30 * band + 0.25 * regular - 0.2 * leaps))
+
+
+def score(figures: Figures) -> float:
+    """Quality, and length up to 10 s: a voice of 3 s is worth 0.6 of one of 10 s."""
+    enough = np.clip((figures.seconds - 2.0) / (BEST_S - 2.0), 0.0, 1.0)
+    return quality(figures) * float(0.55 + 0.45 * enough)
+
+
+def _parts(number: int, turn: HeardTurn) -> tuple[list[_Part], Verdict]:
+    if fault := unusable(turn.samples, turn.rate, shortest_s=_PART_S):
+        return [], Verdict(number, None, (fault,))
+    mono = turn.samples if turn.samples.ndim == 1 else turn.samples.mean(axis=1)
+    figures, track = measure(mono, turn.rate)
+    faults = [f for f in faults_of(figures, turn.text) if f.name != "short"]
+    if faults and all(fault.name == "long" for fault in faults):
+        pieces = _pieces(turn, mono, track)
+    else:
+        pieces = [] if faults else [(turn.text, mono)]
+    parts = [part for text, cut in pieces if (part := _part(number, text, cut, turn.rate))]
+    return parts, Verdict(number, figures, () if parts else tuple(faults))
+
+
+def _part(number: int, text: str, samples: Samples, rate: int) -> _Part | None:
+    figures, track = measure(samples, rate)
+    spoken = np.flatnonzero(track.active)
+    if any(fault.name != "short" for fault in faults_of(figures, text)) or not len(spoken):
+        return None
+    around = round(_AROUND_S * rate)
+    begin = max(0, round(spoken[0] * HOP_S * rate) - around)
+    end = round((spoken[-1] + 2) * HOP_S * rate) + around
+    return _Part(number, text.strip(), samples[begin:end].copy(), rate, figures, quality(figures))
+
+
+def _pieces(turn: HeardTurn, mono: Samples, track: Track) -> list[tuple[str, Samples]]:
+    """A long turn cut in pauses between words, into pieces of at most `BEST_S` where they allow."""
+    cuts = [0.0, *_gaps(turn.words, track), len(mono) / turn.rate]
+    pieces, begin = [], 0.0
+    for at, following in pairwise([*cuts[1:], np.inf]):
+        if following - begin <= BEST_S or at == begin:
+            continue
+        inside = [w for w in turn.words if begin <= (w.begin + w.end) / 2 < at]
+        words = [word.text.strip() for word in inside]
+        if words and at - begin <= LONGEST_S:
+            pieces.append((" ".join(words), mono[int(begin * turn.rate) : int(at * turn.rate)]))
+        begin = at
+    return pieces
+
+
+def _gaps(words: Sequence[SpokenWord], track: Track) -> list[float]:
+    """The middle of each pause, in seconds, that falls between two words."""
+    middles = [(a + b + 1) / 2 * HOP_S for a, b in track.pauses()]
+    ends = [(one.end, other.begin) for one, other in pairwise(words)]
+    near = 0.1  # STTs place words no better than this
+    return [at for at in middles if any(a - near <= at <= b + near for a, b in ends)]
+
+
+def _candidates(parts: Sequence[_Part]) -> Iterable[list[_Part]]:
+    """From each part as the seed: the best others that sound like it, until there is enough."""
+    ranked = sorted(parts, key=lambda part: part.quality, reverse=True)
+    for seed in ranked:
+        joined, seconds = [seed], seed.seconds
+        for part in ranked:
+            good = part.quality >= _NEARLY_AS_GOOD * seed.quality
+            fits = seconds < BEST_S and seconds + part.seconds <= LONGEST_S
+            if part is not seed and good and fits and _alike(seed, part):
+                joined.append(part)
+                seconds += part.seconds
+        if seconds >= SHORTEST_S:
+            yield [part for part in parts if part in joined]
+
+
+def _alike(one: _Part, other: _Part) -> bool:
+    a, b = one.figures, other.figures
+    return (
+        one.rate == other.rate
+        and a.narrow == b.narrow
+        and abs(12.0 * np.log2(a.pitch_hz / b.pitch_hz)) <= _ALIKE_SEMITONES
+        and abs(a.level_db - b.level_db) <= _ALIKE_DB
+    )
+
+
+def _join(parts: Sequence[_Part]) -> Choice | None:
+    """One after the other as they were said, each at the same loudness, faded at the seams."""
+    rate = parts[0].rate
+    ramp = np.linspace(0.0, 1.0, round(_FADE_S * rate), dtype=np.float32)
+    sounds = []
+    for part in parts:
+        sound = normalised(part.samples, part.figures)
+        sound[: len(ramp)] *= ramp
+        sound[-len(ramp) :] *= ramp[::-1]
+        sounds.append(sound)
+    text = " ".join(_ended(part.text) for part in parts) if len(parts) > 1 else parts[0].text
+    figures, _ = measure(np.concatenate([part.samples for part in parts]), rate)
+    if faults_of(figures, text):
+        return None
+    turns = tuple(dict.fromkeys(part.turn for part in parts))
+    return Choice(text, np.concatenate(sounds), rate, turns, figures, round(score(figures), 3))
+
+
+def _ended(text: str) -> str:
+    """A turn is a sentence, also where the STT gives no full stops."""
+    return f"{text}." if text[-1].isalnum() else text

@@ -1,0 +1,78 @@
+"""Real recorded speech that `make setup` fetches, and what happens to it on bad days."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from csm_tts_plugin.voices.choose import HeardTurn
+from scripts import pins
+from scripts.setup_tools import TOOLS
+
+RATE = 16_000
+READER = [recording.name for recording in pins.SPEECH]
+"""Five sentences of one man, a LibriVox reader."""
+SPEAKERS = [recording.name for recording in pins.SPEAKERS]
+"""One short recording each of other men."""
+
+
+def folder_of(name: str) -> Path:
+    return TOOLS / (pins.SPEECH_FOLDER if name in READER else pins.SPEAKERS_FOLDER)
+
+
+def path_of(name: str) -> Path:
+    path = folder_of(name) / f"{name}.wav"
+    if not path.is_file():
+        pytest.skip(f"the recording {path.name} is not here: run `make setup`")
+    return path
+
+
+def words_of(name: str) -> str:
+    return next(r.words for r in (*pins.SPEECH, *pins.SPEAKERS) if r.name == name)
+
+
+def heard(name: str, rate: int = RATE) -> HeardTurn:
+    samples, _ = soundfile.read(path_of(name), dtype="float32")
+    return HeardTurn(words_of(name), soxr.resample(samples, RATE, rate), rate)
+
+
+def noise(samples: np.ndarray, snr_db: float) -> np.ndarray:
+    """White noise so far below the sound as a whole, the same for the same sound."""
+    rng = np.random.default_rng(zlib.crc32(samples.tobytes()))
+    loudness = float(np.sqrt(np.mean(samples**2))) * 10 ** (-snr_db / 20)
+    return (loudness * rng.standard_normal(len(samples))).astype(np.float32)
+
+
+def whispered(samples: np.ndarray, width: int = 512, hop: int = 128) -> np.ndarray:
+    """The same sound excited by noise instead of by vocal folds: each frame's smooth spectrum."""
+    rng, window = np.random.default_rng(0), np.hanning(width)
+    result = np.zeros(len(samples) + width)
+    for at in range(0, len(samples) - width, hop):
+        spectrum = np.abs(np.fft.rfft(samples[at : at + width] * window))
+        cepstrum = np.fft.irfft(np.log(spectrum + 1e-6))
+        cepstrum[20:-20] = 0.0
+        envelope = np.exp(np.fft.rfft(cepstrum).real)
+        excitation = np.fft.rfft(rng.standard_normal(width) * window)
+        result[at : at + width] += np.fft.irfft(envelope * excitation) * window / 10
+    return result[: len(samples)].astype(np.float32)
+
+
+def higher(samples: np.ndarray, factor: float = 1.75) -> np.ndarray:
+    """Somebody smaller: pitch and vocal tract as of a woman, and a faster tongue."""
+    return soxr.resample(samples, RATE * factor, RATE).astype(np.float32)
+
+
+def together(*sounds: np.ndarray) -> np.ndarray:
+    """All at once, equally loud, as long as the shortest."""
+    length = min(map(len, sounds))
+    return np.sum([0.05 * s[:length] / s.std() for s in sounds], axis=0).astype(np.float32)
+
+
+def in_turn(*sounds: np.ndarray) -> np.ndarray:
+    """One after the other, equally loud."""
+    return np.concatenate([0.05 * s / s.std() for s in sounds]).astype(np.float32)
