@@ -123,7 +123,7 @@ def engine(axes):
         "server: event loop",
         "a session a socket: limits, key, consent record checked\n"
         "an outbox a session, bounded: a slow reader harms nobody else\n"
-        "/v1/stream   /healthz   /readyz   /metrics",
+        "/v1/stream  /ws  /v1/audio/speech  /v1/voices  /readyz  /metrics",
         ORANGE,
     )
     arrow(
