@@ -102,14 +102,20 @@ def _legend(axis: Any) -> None:
 
 def _latencies(axis: Any, report: Report) -> None:
     """One bar a turn, as it was spent; what LiveKit and the network take is the rest of e2e."""
-    shades = {"end of turn, with STT": "#7a9cb8", "LLM": "#b8a07a", "first audio": "#c8641e"}
+    shades = {
+        "end of turn, with STT": "#7a9cb8",
+        "LLM": "#b8a07a",
+        "first audio": "#c8641e",
+        "LiveKit and network": "#d8d8d8",
+    }
     turns = [(n, turn) for n, turn in enumerate(report.turns, 1) if turn.e2e is not None]
     for row, (_, turn) in enumerate(turns):
         left = 0.0
-        values = (turn.endpointing, turn.llm_ttft, turn.tts_first_audio)
-        for colour, value in zip(shades.values(), values, strict=True):
-            axis.barh(row, value or 0.0, left=left, color=colour, height=0.55)
-            left += value or 0.0
+        values = [turn.endpointing or 0.0, turn.llm_ttft or 0.0, turn.tts_first_audio or 0.0]
+        rest = max(0.0, (turn.e2e or 0.0) - sum(values))
+        for colour, value in zip(shades.values(), [*values, rest], strict=True):
+            axis.barh(row, value, left=left, color=colour, height=0.55)
+            left += value
         axis.plot([turn.e2e, turn.e2e], [row - 0.4, row + 0.4], color="black", lw=2)
         axis.text((turn.e2e or 0.0) + 0.02, row, f"{turn.e2e:.2f} s", va="center", fontsize=9)
     axis.set_yticks(range(len(turns)), [f"turn {n}" for n, _ in turns])
@@ -120,5 +126,5 @@ def _latencies(axis: Any, report: Report) -> None:
     entries = [Patch(color=colour, label=name) for name, colour in shades.items()]
     axis.set_xlim(0, max((turn.e2e or 0.0 for _, turn in turns), default=1.0) * 1.1)
     axis.legend(
-        handles=entries, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False
+        handles=entries, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, frameon=False
     )
