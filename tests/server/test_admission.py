@@ -1,0 +1,120 @@
+"""Four slots, a queue of four, sixty-four who come at once: eight are taken, the others told when
+to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from functools import partial
+
+import aiohttp
+import pytest
+
+from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.config import EngineConfig
+from csm_tts_plugin.engine.core import Engine
+from csm_tts_plugin.errors import BusyError
+from tests.engine.tools import small_checkpoint
+from tests.server.conftest import listen, serving, until
+from tests.server.test_seed_socket import asking, seed_client
+from tests.support.stand_in_engine import StandInEngine
+
+LONG = "And so it goes on."
+SLOTS = QUEUE = 4
+ARRIVALS = 64
+
+
+class Crowd:
+    """Those who came, and what became of each."""
+
+    def __init__(self):
+        self.taken = Counter()
+        self.refused = Counter()
+        self.hang_up = asyncio.Event()
+
+    async def native(self, server):
+        async with EngineClient(server.url, timeout=120.0, connect_timeout=60.0) as client:
+            conversation = await client.conversation()
+            utterance = await conversation.say(LONG, max_seconds=30.0)
+            listening = asyncio.create_task(listen(utterance))
+            hang_up = asyncio.create_task(self.hang_up.wait())
+            await asyncio.wait({listening, hang_up}, return_when=asyncio.FIRST_COMPLETED)
+            if listening.done():
+                with pytest.raises(BusyError) as caught:
+                    listening.result()
+                assert caught.value.retry_after > 0
+            self._count("native", not listening.done())
+            for task in (listening, hang_up):
+                task.cancel()
+            await asyncio.gather(listening, hang_up, return_exceptions=True)
+
+    async def seed(self, server):
+        async with seed_client(server) as ws:
+            await ws.send_json(asking(LONG))
+            answer = asyncio.create_task(ws.receive_json())
+            hang_up = asyncio.create_task(self.hang_up.wait())
+            await asyncio.wait({answer, hang_up}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                assert answer.result()["code"] == "busy"
+                assert answer.result()["retry_after"] > 0
+            self._count("seed", not answer.done())
+            for task in (answer, hang_up):
+                task.cancel()
+            await asyncio.gather(answer, hang_up, return_exceptions=True)
+
+    async def openai(self, server):
+        async with aiohttp.ClientSession() as session:
+            body = {"input": LONG, "voice": "stock", "response_format": "pcm"}
+            asked = asyncio.create_task(session.post(f"{server.url}/v1/audio/speech", json=body))
+            hang_up = asyncio.create_task(self.hang_up.wait())
+            await asyncio.wait({asked, hang_up}, return_when=asyncio.FIRST_COMPLETED)
+            if asked.done():
+                assert asked.result().status == 503
+                assert int(asked.result().headers["Retry-After"]) >= 1
+                asked.result().release()
+            self._count("openai", not asked.done())
+            for task in (asked, hang_up):
+                task.cancel()
+            await asyncio.gather(asked, hang_up, return_exceptions=True)
+
+    def _count(self, route, taken):
+        (self.taken if taken else self.refused)[route] += 1
+
+
+async def come_and_go(server, ways):
+    """Everybody comes; when all but eight were refused, those eight leave."""
+    crowd = Crowd()
+    tasks = [asyncio.create_task(getattr(crowd, way)(server)) for way in ways]
+    refusals = len(ways) - SLOTS - QUEUE
+    await until(lambda: sum(crowd.refused.values()) >= refusals, 60.0)
+    status = server.engine.status()
+    assert (status.speaking, status.queued) == (SLOTS, QUEUE)
+    crowd.hang_up.set()
+    await asyncio.gather(*tasks)
+    assert sum(crowd.taken.values()) == SLOTS + QUEUE
+    assert sum(crowd.refused.values()) == refusals
+    await until(lambda: server.engine.status().conversations == 0, 60.0)
+    status = server.engine.status()
+    assert (status.speaking, status.queued) == (0, 0)
+    return crowd
+
+
+@pytest.mark.parametrize(
+    "ways", [["native"] * ARRIVALS, ["native", "seed", "openai", "openai"] * (ARRIVALS // 4)]
+)
+async def test_the_server_takes_slots_and_queue_and_refuses_the_rest(ways):
+    async with serving(StandInEngine("stalled", slots=SLOTS, queue=QUEUE)) as server:
+        for _ in range(2):  # the second crowd finds every place free again
+            await come_and_go(server, ways)
+
+
+@pytest.mark.timeout(300)
+async def test_the_real_engine_takes_slots_and_queue_and_refuses_the_rest():
+    config = EngineConfig(model="small", device="cpu", slots=SLOTS, queue=QUEUE, threads=1)
+    engine = Engine(
+        config, checkpoint=await asyncio.to_thread(partial(small_checkpoint, 3, context=1024))
+    )
+    async with serving(engine) as server:
+        await asyncio.to_thread(engine.wait_ready, 120.0)
+        await come_and_go(server, ["native"] * ARRIVALS)
