@@ -22,6 +22,7 @@ from .config import AgentConfig, EngineConfig, ServerConfig
 from .errors import ConfigError, CsmError
 from .offline.process import OfflineProcess
 from .server.supervisor import EngineProcess
+from .voices.choose import Choice, Chooser, HeardTurn
 from .voices.voice import Consent, Voice
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ OFFLINE_LLM_URL = "CSM_OFFLINE_LLM_URL"
 CALLER = "caller"
 """The caller's name in a conversation, and of the voice made from their speech."""
 
-_REFERENCE_S = (3.0, 15.0)
-_CLIPPED = 0.999
 _QUIET = 0.003
 """RMS of 10 ms below which nobody speaks."""
 
@@ -213,26 +212,31 @@ def trim(samples: Samples, rate: int, around_s: float = 0.1) -> Samples:
 
 @dataclass
 class VoiceFinder:
-    """Gathers a consenting caller's turns until they make a reference of 3 to 15 s."""
+    """Makes a voice of a consenting caller's turns, and a better one when there is one.
+
+    All that it keeps of the caller goes with it.
+    """
 
     identity: str
-    _texts: list[str] = field(default_factory=list, repr=False)
-    _parts: list[Samples] = field(default_factory=list, repr=False)
+    _chooser: Chooser = field(default_factory=Chooser, repr=False)
 
     def add(self, text: str, samples: Samples, rate: int) -> Voice | None:
-        """The voice, once there is enough. Turns that are clipped or too long do not count."""
-        if len(samples) > _REFERENCE_S[1] * rate or np.mean(np.abs(samples) > _CLIPPED) > 0.001:
+        """The voice, once there is one or a clearly better one; the log says why not."""
+        verdict = self._chooser.add(HeardTurn(text, samples, rate))
+        if not verdict.taken:
+            why = ", ".join(fault.name for fault in verdict.faults)
+            logger.info("turn %d is no reference (%s): %s", verdict.turn, why, verdict.figures)
+        if (choice := self._chooser.better()) is None:
             return None
-        self._texts.append(text)
-        self._parts.append(samples)
-        joined = np.concatenate(self._parts)
-        if len(joined) > _REFERENCE_S[1] * rate:
-            self._texts, self._parts, joined = [text], [samples], samples
-        if len(joined) < _REFERENCE_S[0] * rate:
-            return None
-        return self._voice(" ".join(self._texts), joined, rate)
+        logger.info(
+            "the caller's reference is turn %s, score %.2f: %s",
+            " and ".join(map(str, choice.turns)),
+            choice.score,
+            choice.figures,
+        )
+        return self._voice(choice)
 
-    def _voice(self, transcript: str, samples: Samples, rate: int) -> Voice | None:
+    def _voice(self, choice: Choice) -> Voice | None:
         consent = Consent(
             speaker=self.identity,
             statement="Granted in the call, by the participant attribute csm.voice_consent.",
@@ -240,7 +244,7 @@ class VoiceFinder:
         )
         try:
             return Voice.from_audio(
-                samples, rate, transcript=transcript, consent=consent, speaker=CALLER
+                choice.samples, choice.rate, transcript=choice.text, consent=consent, speaker=CALLER
             )
         except CsmError as error:
             logger.info("the caller's turns make no voice yet: %s", error)

@@ -7,7 +7,7 @@ Turns that are too short are joined. What the figures cannot tell is said in `me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -121,16 +121,22 @@ class Chooser:
 
     def best(self) -> Choice | None:
         """The best reference of all turns until now; None: they make none yet."""
-        choices = [choice for joined in _candidates(self._parts) if (choice := _join(joined))]
-        return max(choices, key=lambda choice: choice.score, default=None)
+        return self._best(above=0.0)
 
     def better(self) -> Choice | None:
         """`best`, if nothing was given yet or it is better than that by `MARGIN`."""
-        choice = self.best()
-        if choice is None or (self._given and choice.score < self._given + MARGIN):
+        wanted = self._given + MARGIN if self._given else 0.0
+        choice = self._best(above=wanted)
+        if choice is None or choice.score < wanted:
             return None
         self._given = choice.score
         return choice
+
+    def _best(self, above: float) -> Choice | None:
+        """Only what promises `above` by its parts is joined and measured: that takes time."""
+        candidates = sorted(_candidates(self._parts), key=_promise, reverse=True)
+        promising = (joined for joined in candidates if _promise(joined) >= above)
+        return next((choice for joined in promising if (choice := _join(joined))), None)
 
 
 def choose(turns: Iterable[HeardTurn]) -> tuple[Choice | None, list[Verdict]]:
@@ -156,8 +162,11 @@ def quality(figures: Figures) -> float:
 
 def score(figures: Figures) -> float:
     """Quality, and length up to 10 s: a voice of 3 s is worth 0.6 of one of 10 s."""
-    enough = np.clip((figures.seconds - 2.0) / (BEST_S - 2.0), 0.0, 1.0)
-    return quality(figures) * float(0.55 + 0.45 * enough)
+    return quality(figures) * _enough(figures.seconds)
+
+
+def _enough(seconds: float) -> float:
+    return float(0.55 + 0.45 * np.clip((seconds - 2.0) / (BEST_S - 2.0), 0.0, 1.0))
 
 
 def _parts(number: int, turn: HeardTurn) -> tuple[list[_Part], Verdict]:
@@ -165,20 +174,32 @@ def _parts(number: int, turn: HeardTurn) -> tuple[list[_Part], Verdict]:
         return [], Verdict(number, None, (fault,))
     mono = turn.samples if turn.samples.ndim == 1 else turn.samples.mean(axis=1)
     figures, track = measure(mono, turn.rate)
-    faults = [f for f in faults_of(figures, turn.text) if f.name != "short"]
-    if faults and all(fault.name == "long" for fault in faults):
-        pieces = _pieces(turn, mono, track)
-    else:
-        pieces = [] if faults else [(turn.text, mono)]
-    parts = [part for text, cut in pieces if (part := _part(number, text, cut, turn.rate))]
-    return parts, Verdict(number, figures, () if parts else tuple(faults))
+    faults = _faults(figures, turn.text)
+    parts = []
+    if not faults:
+        parts = [_part(number, turn.text, mono, turn.rate, figures, track)]
+    elif all(fault.name == "long" for fault in faults):
+        parts = list(_cut(number, turn, mono, track))
+    return parts, Verdict(number, figures, () if parts else faults)
 
 
-def _part(number: int, text: str, samples: Samples, rate: int) -> _Part | None:
-    figures, track = measure(samples, rate)
+def _cut(number: int, turn: HeardTurn, mono: Samples, track: Track) -> Iterator[_Part]:
+    for text, samples in _pieces(turn, mono, track):
+        figures, mine = measure(samples, turn.rate)
+        if not _faults(figures, text):
+            yield _part(number, text, samples, turn.rate, figures, mine)
+
+
+def _faults(figures: Figures, text: str) -> tuple[Fault, ...]:
+    """Of a part: what is too short alone may be joined with others."""
+    return tuple(fault for fault in faults_of(figures, text) if fault.name != "short")
+
+
+def _part(
+    number: int, text: str, samples: Samples, rate: int, figures: Figures, track: Track
+) -> _Part:
+    """Without the silence before and after it."""
     spoken = np.flatnonzero(track.active)
-    if any(fault.name != "short" for fault in faults_of(figures, text)) or not len(spoken):
-        return None
     around = round(_AROUND_S * rate)
     begin = max(0, round(spoken[0] * HOP_S * rate) - around)
     end = round((spoken[-1] + 2) * HOP_S * rate) + around
@@ -206,6 +227,12 @@ def _gaps(words: Sequence[SpokenWord], track: Track) -> list[float]:
     ends = [(one.end, other.begin) for one, other in pairwise(words)]
     near = 0.1  # STTs place words no better than this
     return [at for at in middles if any(a - near <= at <= b + near for a, b in ends)]
+
+
+def _promise(parts: Sequence[_Part]) -> float:
+    """The score that joined parts will about have."""
+    seconds = sum(part.seconds for part in parts)
+    return sum(part.quality * part.seconds for part in parts) / seconds * _enough(seconds)
 
 
 def _candidates(parts: Sequence[_Part]) -> Iterable[list[_Part]]:

@@ -105,6 +105,14 @@ class Figures:
     def narrow(self) -> bool:
         return self.bandwidth_hz < NARROW_HZ
 
+    def __str__(self) -> str:
+        """One line for logs."""
+        return (
+            f"{self.seconds:.1f} s, speech {self.level_db:.0f} dBFS and {self.snr_db:.0f} dB above"
+            f" the noise, {'narrow' if self.narrow else 'wide'} band to {self.bandwidth_hz:.0f} Hz,"
+            f" {100 * self.voiced:.0f} % voiced, {100 * self.clipped:.2f} % clipped"
+        )
+
 
 def measure(samples: Samples, rate: int) -> tuple[Figures, Track]:
     """Float32 mono in [-1, 1], finite, at least one window (40 ms) of at least 8 kHz."""

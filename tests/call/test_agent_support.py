@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from csm_tts_plugin import agent_support
-from csm_tts_plugin.agent_support import CallerEar, Services, VoiceFinder, trim
+from csm_tts_plugin.agent_support import CallerEar, Services, trim
 from csm_tts_plugin.config import AgentConfig
 from csm_tts_plugin.errors import ConfigError, CsmError
 
@@ -68,32 +68,6 @@ def test_a_caller_who_never_stops_is_remembered_for_a_minute_only():
 def test_silence_trims_to_nothing():
     assert len(trim(silence(1.0), RATE)) == 0
     assert len(trim(silence(0.0), RATE)) == 0
-
-
-def test_a_turn_of_three_seconds_is_a_voice_with_its_words_and_consent():
-    voice = VoiceFinder("somebody").add("these are the words", speech(3.5), RATE)
-    assert voice is not None
-    assert voice.transcript == "these are the words"
-    assert voice.seconds == pytest.approx(3.5, abs=0.05)
-    assert voice.consent.speaker == "somebody"
-    assert "csm.voice_consent" in voice.consent.statement
-
-
-def test_short_turns_add_up_to_a_voice():
-    finder = VoiceFinder("somebody")
-    assert finder.add("one", speech(1.6), RATE) is None
-    voice = finder.add("two", speech(1.6), RATE)
-    assert voice is not None
-    assert voice.transcript == "one two"
-
-
-def test_clipped_speech_makes_no_voice():
-    clipped = np.clip(speech(4.0, level=3.0), -1, 1)
-    assert VoiceFinder("somebody").add("loud", clipped, RATE) is None
-
-
-def test_too_long_a_turn_makes_no_voice():
-    assert VoiceFinder("somebody").add("on and on", speech(20.0), RATE) is None
 
 
 @contextmanager
