@@ -12,5 +12,10 @@ MAX_TOKENS = 40
 def offline_llm(url: str) -> openai.LLM:
     """`url`: the `llm_url` of an `OfflineProcess`."""
     return openai.LLM(
-        model=MODEL, base_url=url, api_key="none", max_completion_tokens=MAX_TOKENS, temperature=0.6
+        model=MODEL,
+        base_url=url,
+        api_key="none",
+        max_completion_tokens=MAX_TOKENS,
+        temperature=0.6,
+        extra_body={"stop": ["\n"], "repeat_penalty": 1.1},
     )
