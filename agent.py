@@ -136,11 +136,13 @@ class CallAgent(Agent):
         samples, rate = cut
         if self._voice == CALLER or not self._clones:
             self._speech.add_turn(CALLER, text, samples, rate)
+        if not self._clones:
             return
         self._finder = self._finder or VoiceFinder(identity)
         if (voice := self._finder.add(text, samples, rate)) is not None:
             self._speech.update_options(voice=voice)
-            self._change_voice(CALLER)
+            if self._voice != CALLER:
+                self._change_voice(CALLER)
 
     def _consenting(self) -> str | None:
         """Who talks to us, if their voice may be used; one who takes that back is forgotten."""
