@@ -106,6 +106,8 @@ class Call:
         self._lock = asyncio.Lock()
         self._conversation: Conversation | None = None
         self._manner: Manner | None = None
+        self._person: str | None = None
+        """Whose private voice the last conversation spoke in."""
         self._turns: deque[_Turn] = deque()
         self._told: deque[_Turn] = deque(maxlen=_TURNS_KEPT)
         self._ahead: asyncio.Task[None] | None = None
@@ -190,7 +192,16 @@ class Call:
             level = logging.INFO if error.retryable else logging.WARNING
             logger.log(level, "no conversation ahead of the reply: %s", error)
 
+    def _forget(self, manner: Manner) -> None:
+        """Whose voice is given up is forgotten with it: their turns are told to nobody again."""
+        gone, self._person = self._person, _person(manner)
+        if gone is not None and gone != self._person:
+            self._turns = deque(turn for turn in self._turns if turn.who != gone)
+            told = (turn for turn in self._told if turn.who != gone)
+            self._told = deque(told, maxlen=_TURNS_KEPT)
+
     async def _with_manner(self, manner: Manner) -> Conversation:
+        self._forget(manner)
         if (conversation := self._open) is None:
             return await self._reopen(manner)
         if self._manner != manner:
@@ -218,3 +229,7 @@ class Call:
             await asyncio.to_thread(turn.encode)
             await conversation.turn(turn.who, turn.text, turn.encoded)
             self._told.append(self._turns.popleft())
+
+
+def _person(manner: Manner) -> str | None:
+    return manner.voice.speaker if isinstance(manner.voice, InlineVoice) else None

@@ -157,8 +157,8 @@ class SpeechEngine(Protocol):
         """A new conversation; its id. Raises RequestError, UnavailableError."""
 
     def set_voice(self, conversation: str, voice: VoicePrompt | None) -> None:
-        """From the next utterance on. Turns that were added stay, what was said in the old voice
-        goes.
+        """From the next utterance on. What was said in the old voice goes, and with it the turns of
+        the person whose voice it was, unless the new one is theirs too; other turns stay.
         """
 
     def add_turn(self, conversation: str, turn: Turn) -> None:

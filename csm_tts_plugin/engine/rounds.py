@@ -63,7 +63,9 @@ class Rounds:
         old = conversation.voice
         conversation.voice, conversation.broken = voice, None
         conversation.speakers.clear()
-        kept = [record for record in conversation.records if not record.ours]
+        # Whose voice is given up is forgotten with it: their turns go too.
+        gone = old.speaker if old and (voice is None or voice.speaker != old.speaker) else None
+        kept = [r for r in conversation.records if not r.ours and r.name != gone]
         conversation.records = deque(kept)
         conversation.context.set_voice(positions, [[self._write(conversation, r)] for r in kept])
         conversation.fit()

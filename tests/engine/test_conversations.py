@@ -150,6 +150,21 @@ def test_no_voice_again_is_nobody_s(hand):
     assert len(hand.context(conversation).voice) == 0
 
 
+def test_whoever_takes_their_voice_back_takes_their_turns_with_it(hand):
+    mine = voice("mine", private=True)
+    conversation = hand.engine.open(mine)
+    hand.engine.add_turn(conversation, Turn(mine.speaker, "my own words", noise(0.5)))
+    hand.engine.add_turn(conversation, Turn("another", "other words"))
+    spoken(hand, conversation)
+    hand.engine.set_voice(conversation, None)
+    spoken(hand, conversation, "Nobody.")
+    writer = hand.engine._writer
+    number = hand.rounds._conversations[conversation].speakers["another"]
+    expected = writer.turn(number, "other words")
+    np.testing.assert_array_equal(hand.log(conversation)[: len(expected)], expected)
+    assert len(hand.context(conversation).turns) == 2
+
+
 def test_a_voice_longer_than_the_context_fails_what_it_is_asked_to_say_and_nothing_else(hand):
     """512 positions; 45 s of reference take more than 560."""
     broken, whole = hand.engine.open(voice("huge", 45.0)), hand.engine.open()

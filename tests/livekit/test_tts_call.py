@@ -359,6 +359,19 @@ async def test_a_conversation_that_was_lost_between_replies_is_not_noticed(serve
     assert server.engine.heard[0].conversation != server.engine.heard[1].conversation
 
 
+async def test_whoever_took_their_voice_back_is_not_told_of_again(server, speaker):
+    speaker.update_options(voice=voice("Ada"))
+    speaker.add_turn("Ada", "My own words.")
+    speaker.add_turn("operator", "Hold on.")
+    await speak(speaker, ONE)
+    speaker.update_options(voice=None)
+    await speak(speaker, TWO)
+    server.state.end_sessions()
+    await until(lambda: speaker._call._open is None)
+    await speak(speaker, THREE)
+    assert server.engine.heard[2].turns == [("operator", "Hold on.")]
+
+
 async def test_no_text_sound_or_name_of_a_caller_is_logged(server, speaker, caplog):
     caplog.set_level(logging.DEBUG)
     speaker.update_options(voice=voice("Canary"))
