@@ -17,6 +17,9 @@ from .state import STATE, ServerState
 from .stream import stream
 from .voice_routes import add_voice, delete_voice, list_voices
 
+_SHUTDOWN_S = 3.0
+"""For handlers to end once their sessions were told to."""
+
 
 def create_app(engine: SpeechEngine, config: ServerConfig) -> web.Application:
     """An application that speaks with `engine`, which the caller starts and stops.
@@ -36,6 +39,11 @@ def create_app(engine: SpeechEngine, config: ServerConfig) -> web.Application:
     app.router.add_delete("/v1/voices/{id}", delete_voice)
     app.on_shutdown.append(_end_sessions)
     return app
+
+
+def create_runner(app: web.Application) -> web.AppRunner:
+    """Requests are not logged, for their paths name voices, and bodies are not inflated."""
+    return web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S, auto_decompress=False)
 
 
 async def _end_sessions(app: web.Application) -> None:

@@ -15,13 +15,11 @@ from ..config import ServerConfig
 from ..engine.api import SpeechEngine
 from ..errors import ConfigError, CsmError
 from .access import check_bind
-from .app import create_app
+from .app import create_app, create_runner
 from .report import Report
 from .state import STATE
 
 _POLL_S = 0.1
-_SHUTDOWN_S = 3.0
-"""For handlers to end once their sessions were told to."""
 _BACKLOG = 1024
 
 
@@ -64,7 +62,7 @@ async def serve(
         listener.close()
         raise
     app = create_app(engine, config)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+    runner = create_runner(app)
     await runner.setup()
     try:
         await web.SockSite(runner, listener, backlog=_BACKLOG).start()

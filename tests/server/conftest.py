@@ -13,7 +13,7 @@ from aiohttp import web
 
 from csm_tts_plugin.client import EngineClient
 from csm_tts_plugin.config import Limits, ServerConfig
-from csm_tts_plugin.server.app import create_app
+from csm_tts_plugin.server.app import create_app, create_runner
 from csm_tts_plugin.server.state import STATE, ServerState
 from tests.support.stand_in_engine import StandInEngine, pitch_of
 
@@ -43,7 +43,7 @@ async def serving(engine=None, *, key=None, limits=None, voices_dir=None):
     limits = limits or Limits()
     config = ServerConfig(port=0, key=key, limits=limits, voices_dir=voices_dir)
     app = create_app(engine, config)
-    runner = web.AppRunner(app, shutdown_timeout=1.0)
+    runner = create_runner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     engine.start()
