@@ -247,7 +247,7 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(learn, args.rate, betas=(0.8, 0.99), weight_decay=0.0)
     path = args.work / args.name
     step = load(path, model, optimizer)["step"] if path.exists() else 0
-    clock, mean = Clock(args.minutes), 0.0
+    clock, mean, first = Clock(args.minutes), 0.0, step
     while step < args.steps and not clock.over():
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.rate)
@@ -260,7 +260,7 @@ def train(args: argparse.Namespace) -> None:
         nn.utils.clip_grad_norm_(learn, 1.0)
         optimizer.step()
         step += 1
-        mean += (losses["spectral"].item() - mean) / min(step, 50)
+        mean += (losses["spectral"].item() - mean) / min(step - first, 50)
         if step % 50 == 0:
             rest = "  ".join(f"{k} {v.item():.3f}" for k, v in losses.items())
             print(f"step {step}  {clock.spent():.0f} s  mean {mean:.3f}  {rest}", flush=True)

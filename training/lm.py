@@ -345,7 +345,7 @@ def train(args: argparse.Namespace) -> None:
     optimizer = optimizer_of(trainee, args.rate)
     path = args.work / "lm.pt"
     step = load(path, trainee, optimizer)["step"] if path.exists() else 0
-    clock, mean = Clock(args.minutes), {"first": 0.0, "rest": 0.0}
+    clock, mean, first = Clock(args.minutes), {"first": 0.0, "rest": 0.0}, step
     while step < args.steps and not clock.over():
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.rate)
@@ -358,7 +358,7 @@ def train(args: argparse.Namespace) -> None:
         optimizer.step()
         step += 1
         for key in mean:
-            mean[key] += (parts[key].item() - mean[key]) / min(step, 25)
+            mean[key] += (parts[key].item() - mean[key]) / min(step - first, 25)
         if step % 25 == 0:
             means = "  ".join(f"{key} {value:.3f}" for key, value in mean.items())
             print(f"step {step}  {clock.spent():.0f} s  {means}", flush=True)

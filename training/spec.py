@@ -75,11 +75,11 @@ ENCODED_LENGTH = {
 
 GENERATION = {
     "do_sample": True,
-    "temperature": 0.5,
+    "temperature": 0.2,
     "top_k": 20,
     "max_new_tokens": 160,
     "depth_decoder_do_sample": True,
-    "depth_decoder_temperature": 0.5,
+    "depth_decoder_temperature": 0.3,
     "depth_decoder_top_k": 20,
     # Ids that are no codec codes. Training never shows them, so this is a belt with the braces.
     "suppress_tokens": [CODES, CODES + 1, CODES + 2],
