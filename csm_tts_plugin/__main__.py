@@ -15,6 +15,7 @@ from .version import __version__
 _COMMANDS = {
     "say": ("commands.say", "speak one text into a file"),
     "serve": ("commands.serve", "run the engine's server"),
+    "voices": ("commands.voices", "keep, list, check and remove voices"),
     "doctor": ("commands.doctor", "look for what is missing or wrong here"),
 }
 

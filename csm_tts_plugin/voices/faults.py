@@ -64,7 +64,7 @@ def faults_of(figures: Figures, text: str | None) -> tuple[Fault, ...]:
 
 def _of_length(figures: Figures) -> Iterator[Fault]:
     if figures.seconds < SHORTEST_S:
-        yield Fault("short", f"it lasts {figures.seconds:.1f} s; record {_range()} of speech")
+        yield Fault("short", f"it lasts {figures.seconds:.2f} s; record {_range()} of speech")
     if figures.seconds > LONGEST_S:
         yield Fault("long", f"it lasts {figures.seconds:.0f} s; cut it in a pause to {_range()}")
 
