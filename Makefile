@@ -6,14 +6,15 @@ BIN := .venv/bin
 
 export CALLER CSM_MODEL CSM_DEVICE CSM_ENGINE_URL AGENT_STT AGENT_LLM VOICE_SOURCE
 
-.PHONY: call test web setup check bench serve soak lock clean help
+.PHONY: call test setup check bench serve lock clean help
 
 help:
 	@echo 'make call   a whole call on this machine, recorded into out/'
 	@echo 'make test   all tests'
 	@echo 'make setup  .venv, the LiveKit server, the offline models (the others do this first)'
 	@echo 'make check  ruff, mypy and the import rules'
-	@echo 'make bench | serve | soak | lock | clean'
+	@echo 'make serve  the engine server alone, make bench: all benchmarks'
+	@echo 'make lock   pin all packages anew, make clean: remove what the others made'
 
 setup:
 	@$(PYTHON) -m scripts.setup
@@ -31,13 +32,10 @@ check: setup
 	@$(BIN)/python -m scripts.check_imports
 
 serve: setup
-	@$(BIN)/python -m csm_tts_plugin serve --model $${CSM_MODEL:-tiny} $(ARGS)
+	@$(BIN)/python -m csm_tts_plugin serve $(ARGS)
 
 bench: setup
 	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
-
-soak: setup
-	@$(BIN)/python -m pytest tests/chaos -m soak -o timeout=1800 -q
 
 # Pins every package that the requirements bring along; --universal: for each platform and Python.
 lock: setup
