@@ -18,7 +18,7 @@ DRAWN = Draw((0.9, 0.7), (40, 20), 123)
 
 
 def prepared(draw: Draw) -> Runner:
-    model, rng = small_model(3), np.random.default_rng(0)
+    model, rng = small_model(3, codebooks=3), np.random.default_rng(0)
     runner = Runner(model, BATCH + 1, 256)
     for row in range(BATCH):
         positions = random_positions(model, rng, 2)
@@ -40,7 +40,7 @@ def test_a_whole_frame_compiles_as_one_graph_and_computes_the_same(draw, candida
     torch._dynamo.reset()
     plain, compiled = prepared(draw), prepared(draw)
     whole = torch.compile(
-        lambda: step(compiled, candidates), fullgraph=True, dynamic=False, backend="aot_eager"
+        lambda: step(compiled, candidates), fullgraph=True, dynamic=False, backend="eager"
     )
     with torch.inference_mode():
         for _ in range(4):
