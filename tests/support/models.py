@@ -67,7 +67,7 @@ def small_config(codebooks: int = 4, codes: int = 64, context: int = 256) -> Csm
 
 
 def small_model(seed: int = 0, **sizes: int) -> CsmForConditionalGeneration:
-    """Random weights, spread widely enough that greedy choices are clear; codes stay in the codec."""
+    """Random weights, spread widely: greedy choices are clear, codes stay inside the codec."""
     torch.manual_seed(seed)
     model = CsmForConditionalGeneration(small_config(**sizes)).eval()
     with torch.no_grad():
