@@ -15,6 +15,7 @@ import argparse
 import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -274,6 +275,11 @@ def new_model(seed: int) -> CsmForConditionalGeneration:
     return model
 
 
+def started(folder: Path) -> CsmForConditionalGeneration:
+    """The weights of an exported model, to go on from where no checkpoint was kept."""
+    return CsmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+
+
 class Trainee(nn.Module):
     """The language model without its codec, so that checkpoints hold what is trained."""
 
@@ -336,7 +342,8 @@ def optimizer_of(model: nn.Module, rate: float) -> torch.optim.AdamW:
 
 def train(args: argparse.Namespace) -> None:
     """Run until the schedule's or the piece's end."""
-    model = new_model(args.seed).to(args.device).train()
+    model = started(args.start) if args.start else new_model(args.seed)
+    model = model.to(args.device).train()
     trainee = Trainee(model)
     rows = encode.load(args.work)
     corpus = Corpus([r for r in rows if r["shard"] != HELD_SHARD], args.main_share)
@@ -382,6 +389,7 @@ def main() -> None:
     parser = arguments(__doc__, steps=6000, rate=2e-3)
     parser.add_argument("--check", type=int, default=100, help="steps between held-out figures")
     parser.add_argument("--main-share", type=float, default=0.7, help="sequences of the main voice")
+    parser.add_argument("--start", type=Path, help="exported model to start from, without lm.pt")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     train(args)
