@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import urllib.request
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from .config import AgentConfig, EngineConfig, ServerConfig
 from .errors import ConfigError, CsmError
 from .offline.process import OfflineProcess
 from .server.supervisor import EngineProcess
-from .voices.choose import Choice, Chooser, HeardTurn
+from .voices.choose import Choice, Chooser, HeardTurn, SpokenWord
 from .voices.voice import Consent, Voice
 
 if TYPE_CHECKING:
@@ -220,9 +220,14 @@ class VoiceFinder:
     identity: str
     _chooser: Chooser = field(default_factory=Chooser, repr=False)
 
-    def add(self, text: str, samples: Samples, rate: int) -> Voice | None:
-        """The voice, once there is one or a clearly better one; the log says why not."""
-        verdict = self._chooser.add(HeardTurn(text, samples, rate))
+    def add(
+        self, text: str, samples: Samples, rate: int, words: Sequence[SpokenWord] = ()
+    ) -> Voice | None:
+        """The voice, once there is one or a clearly better one; the log says why not.
+
+        `words`: with the times that the STT gives, turns of more than 15 s can be used too.
+        """
+        verdict = self._chooser.add(HeardTurn(text, samples, rate, tuple(words)))
         if not verdict.taken:
             why = ", ".join(fault.name for fault in verdict.faults)
             logger.info("turn %d is no reference (%s): %s", verdict.turn, why, verdict.figures)
@@ -243,9 +248,11 @@ class VoiceFinder:
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         try:
-            return Voice.from_audio(
+            voice = Voice.from_audio(
                 choice.samples, choice.rate, transcript=choice.text, consent=consent, speaker=CALLER
             )
         except CsmError as error:
             logger.info("the caller's turns make no voice yet: %s", error)
             return None
+        logger.info("consent of %s recorded for audio %s", consent.date, voice.sha256)
+        return voice

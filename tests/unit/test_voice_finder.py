@@ -72,11 +72,12 @@ def test_the_log_holds_figures_and_reasons_and_no_words(caplog):
     finder = VoiceFinder("a-person")
     text, samples, rate = overheard(READER[0], RATE)
     finder.add(text, samples + noise(samples, 5), rate)
-    finder.add(text, samples, rate)
-    first, second = (record.getMessage() for record in caplog.records)
+    voice = finder.add(text, samples, rate)
+    first, second, third = (record.getMessage() for record in caplog.records)
     assert first.startswith("turn 1 is no reference (noisy")
     assert second.startswith("the caller's reference is turn 2, score 0.")
     assert "dB above the noise" in first
+    assert third == f"consent of {voice.consent.date} recorded for audio {voice.sha256}"
     for secret in ("a-person", "john", "dashwood", "leisure", "power"):
         assert secret not in caplog.text
 
