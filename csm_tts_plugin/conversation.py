@@ -248,6 +248,8 @@ class Utterance:
         self.id = id
         self.result: DoneMessage | None = None
         """How it ended, once the engine has said so."""
+        self.error: CsmError | None = None
+        """What ended it instead; iterating raises it after the sound that came before."""
         self._conversation = conversation
         self._timeout = timeout
         self._incoming: asyncio.Queue[Chunk | CsmError | None] = asyncio.Queue()
@@ -309,4 +311,5 @@ class Utterance:
     def _finish(self, error: CsmError | None = None) -> None:
         if not self._finished:
             self._finished = True
+            self.error = error
             self._incoming.put_nowait(error)

@@ -6,9 +6,11 @@ Knows nothing of LiveKit: whoever speaks gives a sink.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,7 +19,7 @@ from .audio.resample import StreamResampler, from_pcm16, to_pcm16
 from .call import Call, Manner
 from .client import Utterance
 from .config import SAMPLE_RATE
-from .errors import EngineError, EngineTimeoutError
+from .errors import BusyError, EngineError, EngineTimeoutError, UnavailableError
 from .text import speakable
 
 if TYPE_CHECKING:
@@ -25,10 +27,18 @@ if TYPE_CHECKING:
 
     Samples = npt.NDArray[np.float32]
 
+logger = logging.getLogger("csm_tts_plugin")
+
 _AHEAD = 4
 """Sentences that the engine knows of before they are heard: enough to go on without a gap."""
 _SILENCE_S = 0.02
 """Given for text with nothing to speak: a host may take a reply without sound for a failure."""
+_RESUME_S = 90.0
+"""For an engine to come back, or another to be found, in the middle of a reply: CSM-1B may take a
+minute to load."""
+_RESUME_POLL_S = 0.1
+_RESUMES = 3
+"""Engines that one sentence may lose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,20 @@ class Style:
     max_seconds: float | None = None
 
 
+@dataclass(eq=False, slots=True)
+class _Said:
+    """A sentence on its way; `utterance` is None where there is nothing to speak in it."""
+
+    sentence: Sentence = field(repr=False)
+    utterance: Utterance | None
+    resumes: int = 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether its engine went away before its end."""
+        return self.utterance is not None and isinstance(self.utterance.error, UnavailableError)
+
+
 class Sink(Protocol):
     def text(self, sentence: str, seconds: float) -> None:
         """A sentence, with its white space, whose sound begins `seconds` into the reply."""
@@ -68,6 +92,9 @@ class Reply:
     next without a gap; the other takes their sound in order.
 
     `style` is asked once, when the first sentence is there: a reply ends as it began.
+
+    An engine that is lost once sound has been heard ends nothing: the sentence it did not finish is
+    spoken again from its beginning, and those after it, where the next conversation is had.
     """
 
     def __init__(
@@ -79,8 +106,11 @@ class Reply:
         self._rate = rate
         self._timeout = timeout
         self._resampler = StreamResampler(SAMPLE_RATE, rate)
-        self._said: asyncio.Queue[tuple[str, Utterance | None] | Exception | None]
-        self._said = asyncio.Queue(_AHEAD)
+        self._chosen: Style | None = None
+        self._said: asyncio.Queue[_Said | Exception | None] = asyncio.Queue(_AHEAD)
+        self._unheard: deque[_Said] = deque()
+        """All that was said and not played to its end, in order."""
+        self._saying = asyncio.Lock()
         self._utterances: list[Utterance] = []
         self._texts = 0
         self._samples = 0
@@ -96,7 +126,7 @@ class Reply:
             while (item := await self._said.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
-                await self._play(*item)
+                await self._play(item)
             self._push(self._resampler.flush())
             self._check_sound()
         except EngineTimeoutError:
@@ -107,30 +137,51 @@ class Reply:
             saying.cancel()
             await asyncio.wait([saying])
             await self._cancel()  # what was said while the task ended
+            self._chosen = None  # a caller's voice is not kept for longer than it is spoken with
 
     async def _cancel(self) -> None:
         for utterance in self._utterances:
             await utterance.cancel()
 
     async def _say_all(self, sentences: Sentences, started: Callable[[Call], None]) -> None:
-        style: Style | None = None
         try:
             async with aclosing(sentences):
                 async for sentence in sentences:
-                    style = style or self._style()
-                    utterance = await self._say(sentence, style)
-                    if utterance is not None and len(self._utterances) == 1:
+                    self._chosen = self._chosen or self._style()
+                    async with self._saying:
+                        await self._say_lost_again()
+                        said = _Said(sentence, await self._say_somewhere(sentence))
+                        self._unheard.append(said)
+                    if said.utterance is not None and len(self._utterances) == 1:
                         started(self._call)
-                    await self._said.put((sentence.text, utterance))
+                    await self._said.put(said)
         except Exception as error:  # raised where the sound is taken, after what came before it
             await self._said.put(error)
         else:
             await self._said.put(None)
 
-    async def _say(self, sentence: Sentence, style: Style) -> Utterance | None:
+    async def _say_lost_again(self) -> None:
+        """In their order, so that the next conversation speaks them in it."""
+        for said in list(self._unheard):
+            if said.lost and self._samples and said.resumes < _RESUMES:
+                said.resumes += 1
+                said.utterance = await self._say_somewhere(said.sentence)
+
+    async def _say_somewhere(self, sentence: Sentence) -> Utterance | None:
+        """In the middle of a reply, wait for an engine; before, whoever asked decides to."""
+        deadline = asyncio.get_running_loop().time() + _RESUME_S
+        while True:
+            try:
+                return await self._say(sentence)
+            except (UnavailableError, EngineTimeoutError, BusyError):
+                if not self._samples or asyncio.get_running_loop().time() > deadline:
+                    raise
+            await asyncio.sleep(_RESUME_POLL_S)
+
+    async def _say(self, sentence: Sentence) -> Utterance | None:
         """None where there is nothing to speak."""
-        text = speakable(sentence.text)
-        if not text:
+        text, style = speakable(sentence.text), self._chosen
+        if not text or style is None:
             return None
         try:
             async with asyncio.timeout(self._timeout):
@@ -148,12 +199,26 @@ class Reply:
         self._utterances.append(utterance)
         return utterance
 
-    async def _play(self, text: str, utterance: Utterance | None) -> None:
+    async def _play(self, said: _Said) -> None:
         self._texts += 1
-        self._sink.text(text, self._samples / self._rate)
-        if utterance is not None:
-            async for chunk in utterance:
-                self._push(self._resampler.push(from_pcm16(chunk.pcm)))
+        self._sink.text(said.sentence.text, self._samples / self._rate)
+        while (utterance := said.utterance) is not None:
+            try:
+                async for chunk in utterance:
+                    self._push(self._resampler.push(from_pcm16(chunk.pcm)))
+                break
+            except UnavailableError:
+                await self._resume(said)
+                if said.utterance is utterance:
+                    raise
+        self._unheard.popleft()
+
+    async def _resume(self, said: _Said) -> None:
+        """Leaves the utterance of `said` as it is where resuming is of no use."""
+        if self._samples:
+            logger.warning("the engine was lost in the middle of a reply; trying to go on")
+            async with self._saying:
+                await self._say_lost_again()
 
     def _push(self, samples: Samples) -> None:
         if len(samples):

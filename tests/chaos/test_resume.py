@@ -1,0 +1,195 @@
+"""An engine that dies in the middle of a reply: the reply goes on, and no more than one sentence is
+heard twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from csm_tts_plugin.audio.resample import to_pcm16
+from csm_tts_plugin.call import Call, Manner
+from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.config import FRAME_SAMPLES, EngineConfig, ServerConfig
+from csm_tts_plugin.errors import UnavailableError
+from csm_tts_plugin.reply import Reply, Style, numbered
+from csm_tts_plugin.server.supervisor import EngineProcess
+from tests.server.conftest import serving, until
+from tests.server.test_process import STAND_IN, run_where_the_tests_are  # noqa: F401
+from tests.support.stand_in_engine import StandInEngine, _Utterance, frames_of
+
+SENTENCES = [f"This is the sentence with the number {n}, of several." for n in range(6)]
+TIMEOUT_S = 60.0
+FRAME = 2 * FRAME_SAMPLES
+"""Bytes."""
+
+
+class Ear:
+    def __init__(self):
+        self.pcm = b""
+        self.texts = []
+
+    def text(self, sentence, seconds):
+        self.texts.append(sentence)
+
+    def sound(self, pcm):
+        self.pcm += pcm
+
+
+def frame_of(text):
+    """What the stand-in makes of it, to the byte: the same frame over and over."""
+    return to_pcm16(_Utterance("", text, print, None, False).sound().samples)
+
+
+def length_of(text):
+    return FRAME * frames_of(text)
+
+
+def repeated(pcm, sentences):
+    """Frames of each sentence that were heard beyond its own; fails when any of it is missing, out
+    of order, or not of this reply.
+    """
+    extra = []
+    for text in sentences:
+        frame, heard = frame_of(text), 0
+        while pcm[heard * FRAME : (heard + 1) * FRAME] == frame:
+            heard += 1
+        assert heard >= frames_of(text)
+        extra.append(heard - frames_of(text))
+        pcm = pcm[heard * FRAME :]
+    assert pcm == b""
+    return extra
+
+
+async def slowly(sentences):
+    for sentence in numbered(sentences, more_to_come=False):
+        await asyncio.sleep(0.0)
+        yield sentence
+
+
+async def speak(connect, ear, sentences):
+    call, style = Call(connect, Manner()), Style(Manner(), max_seconds=1.6)
+    try:
+        reply = Reply(call, lambda: style, ear, 24_000, TIMEOUT_S)
+        await reply.speak(slowly(sentences), lambda call: None)
+    finally:
+        await call.aclose()
+
+
+def supervised(model, **options):
+    config = EngineConfig(model=model, device="cpu", slots=2, queue=2, threads=1)
+    return EngineProcess(config, ServerConfig(port=0), start_timeout=300.0, **options)
+
+
+def client_of(engine, clients):
+    async def connect():
+        url = await engine.ready(TIMEOUT_S)
+        if not clients:
+            clients.append(EngineClient(url, key=engine.key, timeout=TIMEOUT_S))
+        return clients[0]
+
+    return connect
+
+
+async def speak_and_kill(engine, sentences, kills):
+    """`kills` are lengths of what was heard, in bytes, at which the engine is killed."""
+    ear, clients = Ear(), []
+    reply = asyncio.create_task(speak(client_of(engine, clients), ear, sentences))
+    try:
+        for kill in kills:
+            await until(lambda: reply.done() or len(ear.pcm) > kill, 120.0)  # noqa: B023
+            assert not reply.done(), reply.exception()
+            os.kill(engine.pid, signal.SIGKILL)
+            await until(lambda: len(ear.pcm) > kill + 4 * FRAME, 120.0)  # noqa: B023  it speaks on
+        await asyncio.wait_for(reply, 120.0)
+    finally:
+        reply.cancel()
+        await asyncio.gather(reply, return_exceptions=True)
+        for client in clients:
+            await client.aclose()
+    return ear
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.soak)])
+async def test_a_reply_goes_on_after_its_engine_was_killed(kills):
+    sentences = SENTENCES * max(1, kills // 2)
+    length = sum(map(length_of, sentences))
+    moments = [int(length * (n + 0.5) / (kills + 1)) for n in range(kills)]
+    with supervised("slow", command=STAND_IN) as engine:
+        ear = await speak_and_kill(engine, sentences, moments)
+    assert ear.texts == sentences
+    again = [count for count in repeated(ear.pcm, sentences) if count]
+    assert len(again) <= kills
+    assert sum(again) < kills * frames_of(sentences[0])
+
+
+async def test_a_reply_goes_on_at_the_next_engine():
+    ear = Ear()
+    with supervised("slow", command=STAND_IN) as engine:
+        async with serving() as good:
+            urls = [await engine.ready(TIMEOUT_S), good.url]
+            async with EngineClient(urls, key=engine.key, timeout=TIMEOUT_S) as client:
+
+                async def connect():
+                    return client
+
+                reply = asyncio.create_task(speak(connect, ear, SENTENCES))
+                await until(lambda: len(ear.pcm) > length_of(SENTENCES[0]) + FRAME, 60.0)
+                engine.stop(grace=0.0)
+                await asyncio.wait_for(reply, 60.0)
+            again = [count for count in repeated(ear.pcm, SENTENCES) if count]
+            assert len(again) <= 1
+            spoken = [text for _, text in good.engine.said]
+            assert spoken == SENTENCES[len(SENTENCES) - len(spoken) :], "in their order"
+            assert spoken
+            await good.settle()
+
+
+async def test_where_no_engine_comes_back_the_reply_ends_with_a_typed_error(monkeypatch):
+    monkeypatch.setattr("csm_tts_plugin.reply._RESUME_S", 0.3)
+    ear = Ear()
+    async with serving(StandInEngine("slow")) as server:
+        async with EngineClient(server.url, timeout=TIMEOUT_S) as client:
+
+            async def connect():
+                return client
+
+            reply = asyncio.create_task(speak(connect, ear, SENTENCES))
+            await until(lambda: ear.pcm)
+            await server.state.drain(0.0)
+            with pytest.raises(UnavailableError):
+                await asyncio.wait_for(reply, 30.0)
+        assert ear.texts == SENTENCES[:1]
+        await server.settle()
+
+
+async def test_an_engine_lost_before_the_first_sound_is_told_at_once():
+    async with serving() as server:
+        server.engine.mode = "stalled"
+        ear = Ear()
+        async with EngineClient(server.url, timeout=TIMEOUT_S) as client:
+
+            async def connect():
+                return client
+
+            reply = asyncio.create_task(speak(connect, ear, SENTENCES))
+            await until(lambda: server.engine.utterances)
+            server.state.end_sessions()
+            with pytest.raises(UnavailableError):
+                await asyncio.wait_for(reply, 30.0)
+        assert ear.pcm == b""
+        await server.settle()
+
+
+@pytest.mark.timeout(600)
+async def test_a_reply_of_the_real_engine_goes_on_after_it_was_killed():
+    with supervised("tiny") as engine:
+        await engine.ready(300.0)
+        sentences = ["Hello there, this is the first.", "And this is the second of them."]
+        ear = await speak_and_kill(engine, sentences, [3 * FRAME])
+    assert ear.texts == sentences
+    assert len(ear.pcm) > 10 * FRAME
