@@ -298,3 +298,12 @@ class ByHand:
         context = self.context(conversation)
         parts = [context.voice, *(part for turn in context.turns for part in turn)]
         return np.concatenate(parts)
+
+
+TEXTS = ("One.", "Two.", "And three.", "Four of them.", "Five")
+
+
+def alone(checkpoint: Checkpoint, text: str, frames: int) -> np.ndarray:
+    """What `generate` says to `text` as a conversation's first sentence."""
+    hand = ByHand(checkpoint, slots=1, queue=0)
+    return truth(checkpoint.model, hand.engine._writer.turn(0, text), frames)
