@@ -1,0 +1,111 @@
+"""Requests with something broken in them, thousands of them, by every route: answered as the
+client's fault, and the server speaks on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+
+import aiohttp
+import pytest
+
+from csm_tts_plugin.client import EngineClient
+from tests.server.conftest import listen, serving, speaks, until
+from tests.server.test_seed_socket import recording
+
+LINE = "It is a fine day to be heard from start to end."
+CONSENT = {"speaker": "Ann", "statement": "You may speak in my voice.", "date": "2025-01-31"}
+EVIL = [
+    None, True, -1, 2**70, 1e308, "", " ", "../../etc/passwd", "http://127.0.0.1/a.wav", "\ud800",
+    "\0", "a" * 5000, [], {}, [[[]]], {"id": {"id": {}}}, "NaN", "file:///etc/passwd", "é" * 300,
+]  # fmt: skip
+RIFF_FIELDS = (4, 16, 20, 22, 24, 28, 32, 34, 40)
+
+
+def requests():
+    audio = base64.b64encode(recording(0.6)).decode()
+    reference = {"audio": audio, "transcript": "What I said."}
+    inline = reference | {"consent": CONSENT}
+    return [
+        ("v1/stream", {"type": "open", "voice": inline, "rate": 8000, "seed": 1}),
+        ("v1/stream", {"type": "turn", "who": "Ann", "text": "Hello.", "audio": audio}),
+        ("v1/stream", {"type": "say", "id": "1", "text": "Hi.", "max_seconds": 1.0}),
+        ("ws", reference | {"response_text": "Hi."}),
+        ("v1/audio/speech", {"model": "m", "input": "Hi.", "voice": "stock", "speed": 1}),
+        ("v1/voices", inline | {"id": "ann", "name": "Annie"}),
+    ]
+
+
+def mutated(body, rng):
+    """One thing wrong in it, as text or bytes of a request."""
+    kind = rng.randrange(4)
+    if kind == 0:
+        name = rng.choice(list(body))
+        return json.dumps(body | {name: rng.choice(EVIL)})
+    if kind == 1 and "audio" in body:
+        wav = bytearray(base64.b64decode(body["audio"]))
+        at = rng.choice(RIFF_FIELDS)
+        wav[at : at + 4] = rng.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", rng.randbytes(4)])
+        del wav[rng.randrange(len(wav)) :]
+        return json.dumps(body | {"audio": base64.b64encode(wav).decode()})
+    text = json.dumps(body)
+    at = rng.randrange(len(text))
+    if kind == 2:
+        return text[:at] + rng.choice(["NaN", "\\", '"', "{", "\u0000", "9" * 5000]) + text[at:]
+    return text[:at] + text[at + rng.randrange(1, 40) :]
+
+
+async def post(session, url, text):
+    async with session.post(url, data=text.encode("utf-8", "surrogatepass")) as answer:
+        await answer.read()
+        assert answer.status < 500, (answer.status, answer.url.path)
+
+
+async def send(session, url, text):
+    """Any answer will do but a failure inside; some messages are whole, and are spoken."""
+    async with session.ws_connect(url) as ws:
+        if url.endswith("stream"):
+            await ws.send_str('{"type":"open"}')
+            assert (await ws.receive_json(timeout=30))["type"] == "opened"
+        try:
+            await ws.send_str(text)
+            await ws.send_str('{"type":"last"}')
+        except UnicodeEncodeError:
+            return
+        while (message := await ws.receive(timeout=30)).type is not aiohttp.WSMsgType.CLOSED:
+            assert message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY)
+            if message.type is aiohttp.WSMsgType.TEXT:
+                answer = json.loads(message.data)
+                assert answer.get("code") not in ("engine", "internal"), answer
+                if answer.get("code"):
+                    return
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("count", [600, pytest.param(10_000, marks=pytest.mark.soak)])
+async def test_nothing_that_is_wrong_in_a_request_is_a_failure_inside(tmp_path, caplog, count):
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    async with serving(voices_dir=tmp_path / "voices") as server:
+        gate = asyncio.Semaphore(8)
+        async with aiohttp.ClientSession() as session:
+
+            async def one(path, body):
+                url, text = f"{server.url}/{path}", mutated(body, rng)
+                async with gate:
+                    way = post if path in ("v1/audio/speech", "v1/voices") else send
+                    await way(session, url, text)
+
+            kinds = requests()
+            await asyncio.gather(*(one(*kinds[n % len(kinds)]) for n in range(count)))
+        await until(lambda: server.engine.idle and not server.state.sessions)
+        async with EngineClient(server.url) as client:
+            conversation = await client.conversation()
+            assert speaks(await listen(await conversation.say(LINE)), LINE)
+        await server.settle()
+    assert "in the server" not in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} <= {"voices"}
