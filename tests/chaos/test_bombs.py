@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from csm_tts_plugin.client import EngineClient
-from tests.server.conftest import listen, speaks
+from tests.server.conftest import listen, serving, speaks
 from tests.server.raw import closed
 
 LINE = "It is a fine day to be heard from start to end."
@@ -68,14 +68,16 @@ async def test_a_compressed_frame_closes_the_socket_before_it_is_inflated(server
 
 
 @pytest.mark.parametrize("path", ["v1/audio/speech", "v1/voices"])
-async def test_a_compressed_body_is_not_inflated(server, path):
+async def test_a_compressed_body_is_not_inflated(tmp_path, path):
     bomb = gzip.compress(b'{"input": "' + bytes(LARGE) + b'"}')
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
-    async with aiohttp.ClientSession() as session:
+    async with serving(voices_dir=tmp_path) as server, aiohttp.ClientSession() as session:
+        url = f"{server.url}/{path}"
         with little_memory():
-            async with session.post(f"{server.url}/{path}", data=bomb, headers=headers) as answer:
+            async with session.post(url, data=bomb, headers=headers) as answer:
                 assert answer.status == 400
-    await still_speaks(server)
+        await still_speaks(server)
+        await server.settle()
 
 
 async def test_a_message_that_grows_without_end_closes_the_socket(server):
