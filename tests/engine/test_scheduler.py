@@ -15,8 +15,6 @@ from csm_tts_plugin.engine.scheduler import Scheduler, Seat
 from csm_tts_plugin.errors import BusyError
 from tests.engine.device import Device
 
-LEAD = 1.0
-
 
 def test_it_needs_no_tensor_library():
     code = (

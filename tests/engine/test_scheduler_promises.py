@@ -10,9 +10,7 @@ import pytest
 from csm_tts_plugin.config import FRAME_SECONDS
 from csm_tts_plugin.engine.scheduler import Scheduler
 from csm_tts_plugin.errors import BusyError
-from tests.engine.device import PIECE, Device
-
-LEAD = 1.0
+from tests.engine.device import LEAD, PIECE, Device
 
 # Single promises
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 
 import pytest
 
@@ -53,8 +52,3 @@ def test_the_tree_in_the_docstring_is_the_tree():
 
 def test_nobody_needs_a_retry_time():
     assert BusyError("Full.").retry_after is None
-
-
-def test_errors_can_cross_to_another_process():
-    error = pickle.loads(pickle.dumps(BusyError("Full.", retry_after=2.0)))
-    assert (type(error), str(error), error.retry_after) == (BusyError, "Full.", 2.0)
