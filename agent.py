@@ -98,10 +98,14 @@ class CallAgent(Agent):
         self._room.on("participant_attributes_changed", lambda *_: self._consenting())
         self.session.say(GREETING)
 
-    async def introduce(self) -> None:
+    def introduce(self) -> None:
         """What speaks here, for all in the room to see, once we are in it."""
-        facts = {"csm.voice": self._voice, **await asyncio.to_thread(engine_facts)}
-        await self._room.local_participant.set_attributes(facts)
+
+        async def tell() -> None:
+            facts = {"csm.voice": self._voice, **await asyncio.to_thread(engine_facts)}
+            await self._room.local_participant.set_attributes(facts)
+
+        self._later(tell())
 
     async def stt_node(
         self, audio: AsyncIterable[rtc.AudioFrame], model_settings: ModelSettings
@@ -235,6 +239,8 @@ class Worker(AgentServer):
             if not self._connection_failed:
                 raise
             self.failure = UnavailableError("LiveKit stays away; start it, then the agent again.")
+        finally:
+            await self._services.stop()
 
     async def drain(self, timeout: Any = NOT_GIVEN) -> None:
         if self._ran:
@@ -321,7 +327,7 @@ async def answer(ctx: JobContext) -> None:
     speech.prewarm()
     agent = CallAgent(ctx, speech, config)
     await session.start(agent, room=ctx.room, record=False)
-    await agent.introduce()
+    agent.introduce()
 
 
 def main() -> int:
@@ -340,6 +346,11 @@ def main() -> int:
         cli.run_app(worker)
     except SystemExit as ended:
         code = ended.code
+    except OSError as error:
+        if "PortAudio" not in str(error):
+            raise
+        print("agent: the console needs PortAudio; install libportaudio2.", file=sys.stderr)
+        return 1
     if worker.failure is not None:
         print(f"agent: {worker.failure}", file=sys.stderr)
         return 1

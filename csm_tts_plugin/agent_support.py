@@ -53,6 +53,7 @@ class Services:
         self._env = env
         self._engine: EngineProcess | None = None
         self._offline: OfflineProcess | None = None
+        self._stopping = asyncio.Lock()
 
     async def start(self) -> None:
         """Returns when calls can be taken. Raises what keeps them from it, a CsmError."""
@@ -72,12 +73,14 @@ class Services:
             raise
 
     async def stop(self) -> None:
-        engine, self._engine = self._engine, None
-        offline, self._offline = self._offline, None
-        if engine is not None:
-            await engine.astop()
-        if offline is not None:
-            await asyncio.shield(asyncio.to_thread(offline.stop))
+        """Whoever asks, and however often: when it returns, nothing runs any more."""
+        async with self._stopping:
+            engine, self._engine = self._engine, None
+            offline, self._offline = self._offline, None
+            if engine is not None:
+                await engine.astop()
+            if offline is not None:
+                await asyncio.shield(asyncio.to_thread(offline.stop))
 
     async def _start_engine(self) -> None:
         if self._engine is not None:
