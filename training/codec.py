@@ -246,7 +246,7 @@ def train(args: argparse.Namespace) -> None:
     learn = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learn, args.rate, betas=(0.8, 0.99), weight_decay=0.0)
     path = args.work / args.name
-    step = load(path, model, optimizer)["step"] if path.exists() else 0
+    step = load(path, model, optimizer) if path.exists() else 0
     clock, mean, first = Clock(args.minutes), 0.0, step
     while step < args.steps and not clock.over():
         for group in optimizer.param_groups:
@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument(
         "--main-share", type=float, default=0.7, help="of the main voice (--freeze)"
     )
-    parser.add_argument("--name", default="codec.pt", help="checkpoint's name under --work")
+    parser.add_argument("--name", default="codec.safetensors", help="of the checkpoint")
     parser.add_argument("--shards", type=int, default=24, help="shard 0 is held out")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 
@@ -45,10 +47,8 @@ def learning_rate(step: int, steps: int, top: float, warm: int = 100) -> float:
     return top * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part)))
 
 
-def save(
-    path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, **extra: Any
-) -> None:
-    """Write a checkpoint, whole or not at all.
+def save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write a checkpoint (safetensors), whole or not at all.
 
     Adam's moments go to disk as bfloat16, which keeps a checkpoint of either model below 60 MB; the
     live ones are rounded alike, so that going on and resuming compute the same.
@@ -58,24 +58,43 @@ def save(
             for key in ("exp_avg", "exp_avg_sq"):
                 state[key].copy_(state[key].bfloat16())
     moments = optimizer.state_dict()
-    moments["state"] = {
-        number: {k: v.bfloat16() if k.startswith("exp") else v for k, v in state.items()}
-        for number, state in moments["state"].items()
-    }
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, state in moments["state"].items():
+        for key, tensor in state.items():
+            kept = tensor.bfloat16() if key.startswith("exp") else tensor
+            tensors[f"optimizer.{number}.{key}"] = kept
     part = path.with_suffix(".part")
-    torch.save({"step": step, "model": model.state_dict(), "optimizer": moments, **extra}, part)
+    # Copies, for tied weights share their memory, which the format does not allow.
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    facts = {"step": str(step), "groups": json.dumps(moments["param_groups"])}
+    save_file(tensors, part, metadata=facts)
     part.rename(path)
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Continue from a checkpoint; returns what it holds besides."""
-    data = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(data.pop("model"))
-    optimizer.load_state_dict(data.pop("optimizer"))
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Continue from a checkpoint; the step that it was written after."""
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            part, _, rest = name.partition(".")
+            if part == "optimizer":
+                number, _, key = rest.partition(".")
+                tensor = file.get_tensor(name)
+                moments.setdefault(int(number), {})[key] = tensor
+    model.load_state_dict(weights(path))
+    optimizer.load_state_dict({"state": moments, "param_groups": json.loads(facts["groups"])})
     for state in optimizer.state.values():
         for key in ("exp_avg", "exp_avg_sq"):
             state[key] = state[key].float()
-    return data
+    return int(facts["step"])
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The trained weights out of a checkpoint."""
+    prefix = "model."
+    tensors = load_file(path)
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 class Clock:

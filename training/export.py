@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from . import frontend, lm
+from .common import weights
 from .corpus import MAIN, speak
 from .spec import (
     GENERATION,
@@ -39,8 +40,7 @@ def assemble(checkpoint: Path, codec: Path) -> CsmForConditionalGeneration:
     mimi = MimiModel.from_pretrained(codec, dtype=torch.float32)
     mimi.config._name_or_path = ""  # a folder of whoever trained it
     model = CsmForConditionalGeneration(csm_config(mimi.config))
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    lm.Trainee(model).load_state_dict(state["model"])
+    lm.Trainee(model).load_state_dict(weights(checkpoint))
     model.codec_model.load_state_dict(mimi.state_dict())
     prefix = "depth_decoder_"
     own = {k: v for k, v in GENERATION.items() if not k.startswith(prefix)}
@@ -56,6 +56,8 @@ def write_model(model: CsmForConditionalGeneration, folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["dtype"] = "float32"
+    # Both follow from `tie_codebooks_embeddings`; transformers 5.17 refuses them written as true.
+    config["tie_word_embeddings"] = config["codec_config"]["tie_word_embeddings"] = False
     for part in (config["codec_config"], config["depth_decoder_config"]):
         part.pop("dtype", None)
         part.pop("_name_or_path", None)
@@ -90,7 +92,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("csm_tts_plugin/assets/tiny"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    model = assemble(args.work / "lm.pt", args.codec or args.work / "codec")
+    model = assemble(args.work / "lm.safetensors", args.codec or args.work / "codec")
     write_model(model, args.out)
     write_processor(args.out)
     write_voice(args.out)

@@ -350,8 +350,8 @@ def train(args: argparse.Namespace) -> None:
     held = [r for r in rows if r["shard"] == HELD_SHARD]
     print(f"{len(corpus.main)} main, {sum(map(len, corpus.others))} other utterances", flush=True)
     optimizer = optimizer_of(trainee, args.rate)
-    path = args.work / "lm.pt"
-    step = load(path, trainee, optimizer)["step"] if path.exists() else 0
+    path = args.work / "lm.safetensors"
+    step = load(path, trainee, optimizer) if path.exists() else 0
     clock, mean, first = Clock(args.minutes), {"first": 0.0, "rest": 0.0}, step
     while step < args.steps and not clock.over():
         for group in optimizer.param_groups:
@@ -389,7 +389,7 @@ def main() -> None:
     parser = arguments(__doc__, steps=6000, rate=2e-3)
     parser.add_argument("--check", type=int, default=100, help="steps between held-out figures")
     parser.add_argument("--main-share", type=float, default=0.7, help="sequences of the main voice")
-    parser.add_argument("--start", type=Path, help="exported model to start from, without lm.pt")
+    parser.add_argument("--start", type=Path, help="exported model to start from")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     train(args)

@@ -161,12 +161,12 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path):
     model = nn.Linear(8, 8)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     steps(model, optimizer, range(5))
-    common.save(tmp_path / "c.pt", 5, model, optimizer)
+    common.save(tmp_path / "c.safetensors", 5, model, optimizer)
     steps(model, optimizer, range(5, 10))
 
     again = nn.Linear(8, 8)
     resumed = torch.optim.AdamW(again.parameters(), 1e-2)
-    assert common.load(tmp_path / "c.pt", again, resumed)["step"] == 5
+    assert common.load(tmp_path / "c.safetensors", again, resumed) == 5
     steps(again, resumed, range(5, 10))
     assert torch.equal(model.weight, again.weight)
 
@@ -178,8 +178,8 @@ def test_a_checkpoint_of_the_language_model_is_below_60_mb(tmp_path: Path):
     for weight in trainee.parameters():
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
-    common.save(tmp_path / "lm.pt", 1, trainee, optimizer)
-    assert (tmp_path / "lm.pt").stat().st_size < 60_000_000
+    common.save(tmp_path / "lm.safetensors", 1, trainee, optimizer)
+    assert (tmp_path / "lm.safetensors").stat().st_size < 60_000_000
 
 
 def test_voices_are_drawn_for_mixed_shards_only():
