@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from csm_tts_plugin.engine.api import Failed, Reason, Turn, VoicePrompt
 from csm_tts_plugin.errors import RequestError, VoiceError
@@ -40,6 +41,24 @@ def _ended(heard) -> int:
 
 def voice_positions(hand: ByHand, prompt: VoicePrompt) -> np.ndarray:
     return hand.rounds._voice_positions(prompt)
+
+
+@torch.no_grad()
+def test_the_sound_of_every_sentence_is_that_of_its_own_codes(hand):
+    """Nothing of an earlier sentence, or of who had the row before, rings on in the codec."""
+    codec = hand.engine._checkpoint.model.codec_model
+    conversations = [hand.engine.open() for _ in range(3)]
+    for turn in range(3):
+        heard = [
+            say(hand.engine, conversation, f"Turn {turn}.", max_seconds=0.4 + 0.1 * turn)
+            for conversation in conversations
+        ]
+        hand.run()
+        for one in heard:
+            sound = np.concatenate([audio.samples for audio in one.audio])
+            codes = torch.from_numpy(one.codes.T)[None]
+            expected = codec.decode(codes).audio_values[0, 0].numpy()
+            np.testing.assert_allclose(sound, expected, rtol=0, atol=1e-4 * abs(expected).max())
 
 
 # Turns

@@ -169,6 +169,18 @@ def test_an_utterance_is_the_same_alone_in_a_batch_of_16_and_elsewhere_in_it(sma
         np.testing.assert_array_equal(codes, expected)
 
 
+def test_a_row_that_spoke_before_draws_as_a_new_one(small):
+    rng = np.random.default_rng(0)
+    (text,) = prompts(small, 1)
+    rows, takes = Rows(small.model, 1), []
+    for _ in range(2):
+        rows.valid[0] = 0
+        rows.read(0, text, rng)
+        rows.start(0, WIDE)
+        takes.append(np.stack([rows.step(1, VOCAB)[0] for _ in range(6)]))
+    np.testing.assert_array_equal(*takes)
+
+
 def test_a_greedy_row_stays_greedy_among_others_that_draw(small):
     rng = np.random.default_rng(0)
     texts = prompts(small, 3)
