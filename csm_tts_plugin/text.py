@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
-MAX_SENTENCE_CHARS = 240
-"""About 16 s of speech; longer sentences are cut at commas, else between words."""
+MAX_SENTENCE_CHARS = 120
+"""About 8 s of speech, and what csm-tiny reads at once; longer sentences are cut at commas, else
+between words."""
 
 _STOPS = ".!?…"
 _WIDE_STOPS = "。！？｡।"

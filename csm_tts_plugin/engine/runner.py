@@ -161,7 +161,7 @@ class Runner:
     def encode(self, samples: Samples) -> npt.NDArray[np.int64]:
         """Samples [n] at 24 kHz -> codes [frames, K]"""
         dtype = next(self._codec.parameters()).dtype
-        sound = torch.from_numpy(samples).to(self.device, dtype)[None, None]
+        sound = torch.from_numpy(np.array(samples)).to(self.device, dtype)[None, None]
         codes = self._codec.encode(sound, num_quantizers=self.weights.codebooks).audio_codes
         return codes[0].T.cpu().numpy()  # type: ignore[no-any-return]
 
