@@ -189,7 +189,9 @@ def _shown(path: Path) -> Path:
 
 def main() -> int:
     load_dotenv(ROOT / ".env")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every `finally`
+    # Both by way of every `finally`; SIGINT explicitly, for a shell's background job ignores it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     out = Path(os.environ.get("OUT") or ROOT / "out")
     try:
         return make_call(out, Progress())
