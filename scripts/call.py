@@ -12,7 +12,6 @@ import secrets
 import shlex
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ from .caller import Line
 from .children import Child
 from .livekit_server import LiveKitServer, ServerError
 from .setup_tools import ROOT, TOOLS
+from .worker import Progress, Worker, WorkerError
 
-WORKER_LIMIT_S = 900.0
-"""For the worker to be ready: CSM-1B's download and CUDA graphs take their time."""
 CALL_LIMIT_S = 600.0
 INTERRUPTED_TURN = 2
 """The reply to this turn is broken into, when there is a turn after it."""
@@ -39,16 +37,6 @@ OUR_LINES = (0, 2, 3, 4)
 
 class CallError(Exception):
     """`str(error)` is one line: the cause and the cure."""
-
-
-class Progress:
-    """Lines for the terminal, with the time since the start."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._began:5.1f} s] {text}", flush=True)
 
 
 def chosen_lines(wanted: str) -> list[Line]:
@@ -69,51 +57,6 @@ def chosen_lines(wanted: str) -> list[Line]:
         except Exception as error:
             raise CallError(f"{line.file} cannot be read as sound ({error}); try WAV.") from None
     return lines
-
-
-class Worker:
-    """`agent.py start` as a child; `ready` when it has registered with LiveKit."""
-
-    def __init__(self, server: LiveKitServer, out: Path, progress: Progress) -> None:
-        self._progress = progress
-        self._registered = threading.Event()
-        env = {
-            **os.environ,
-            "LIVEKIT_URL": server.url,
-            "LIVEKIT_API_KEY": server.key,
-            "LIVEKIT_API_SECRET": server.secret,
-            "AGENT_HEALTH": "127.0.0.1:0",
-            "AGENT_NAME": "",
-            "CSM_MODEL": os.environ.get("CSM_MODEL") or "tiny",
-            "PYTHONUNBUFFERED": "1",
-        }
-        words: list[str | Path] = [sys.executable, ROOT / "agent.py", "start"]
-        self.child = Child(words, out / "agent.log", env=env, on_line=self._read)
-
-    def wait_ready(self) -> None:
-        """Raises CallError with the worker's own last word when it ends instead."""
-        until = time.monotonic() + WORKER_LIMIT_S
-        while not self._registered.wait(0.2):
-            if self.child.code is not None:
-                raise CallError(self.child.last_line())
-            if time.monotonic() > until:
-                raise CallError(
-                    f"The agent was not ready within {WORKER_LIMIT_S:.0f} s; see its log."
-                )
-
-    def _read(self, line: str) -> None:
-        if "registered worker" in line:
-            self._registered.set()
-        elif (message := _message(line)).startswith("engine") and not self._registered.is_set():
-            self._progress.say(f"agent: {message}")
-
-
-def _message(line: str) -> str:
-    """Of a line of LiveKit's JSON log; empty for other lines."""
-    try:
-        return str(json.loads(line)["message"])
-    except (ValueError, KeyError, TypeError):
-        return ""
 
 
 def caller_token(server: LiveKitServer, room: str) -> str:
@@ -160,7 +103,10 @@ def run_caller(
 
 
 def make_call(out: Path, progress: Progress) -> int:
-    """Runs the call and writes its report; the exit code. Raises CallError, ServerError."""
+    """Runs the call and writes its report; the exit code.
+
+    Raises CallError, ServerError or WorkerError.
+    """
     lines = chosen_lines(os.environ.get("CALLER", ""))
     out.mkdir(parents=True, exist_ok=True)
     for stale in ("call.wav", "call.png", "call.json"):
@@ -168,7 +114,7 @@ def make_call(out: Path, progress: Progress) -> int:
     progress.say("starting a LiveKit server on loopback")
     with LiveKitServer(out / "livekit-server.log") as server:
         progress.say(f"starting the agent, model {os.environ.get('CSM_MODEL') or 'tiny'}")
-        worker = Worker(server, out, progress)
+        worker = Worker(server.keys, out / "agent.log", progress)
         with worker.child:
             worker.wait_ready()
             progress.say("the agent is ready; the caller joins")
@@ -195,7 +141,7 @@ def main() -> int:
     out = Path(os.environ.get("OUT") or ROOT / "out")
     try:
         return make_call(out, Progress())
-    except (CallError, ServerError) as error:
+    except (CallError, ServerError, WorkerError) as error:
         print(f"call failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

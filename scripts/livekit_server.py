@@ -37,6 +37,12 @@ class LiveKitServer:
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}"
 
+    @property
+    def keys(self) -> dict[str, str]:
+        """The variables by which others find it."""
+        names = ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET")
+        return dict(zip(names, (self.url, self.key, self.secret), strict=True))
+
     def __enter__(self) -> LiveKitServer:
         for _ in range(3):
             self._start()
