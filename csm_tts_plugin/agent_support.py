@@ -12,6 +12,7 @@ import logging
 import os
 import urllib.request
 from collections.abc import Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from .audio.resample import from_pcm16
 from .config import AgentConfig, EngineConfig, ServerConfig
 from .errors import ConfigError, CsmError
+from .load import fullness, rows_for
 from .offline.process import OfflineProcess
 from .server.supervisor import EngineProcess
 from .voices.choose import Choice, Chooser, HeardTurn, SpokenWord
@@ -138,9 +140,20 @@ def turn_figures(heard: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str,
     return {name: None if value is None else round(value, 3) for name, value in found.items()}
 
 
-def engine_load() -> float:
-    """How full the least busy engine is: 0 idle, 1 full or not ready. Blocks for 1 s at most."""
-    return min((_occupancy(url) for url in AgentConfig.from_env().engine_urls), default=0.0)
+def engine_load(calls: int = 0) -> float:
+    """How full the least busy engine is: 0 idle, 1 full or not ready. Blocks for 1 s at most.
+
+    `calls`: of this worker, counted also before they have reached an engine, so that a burst of
+    them is not taken by one worker.
+    """
+    urls = AgentConfig.from_env().engine_urls
+    if not urls:
+        return 0.0
+    with ThreadPoolExecutor(len(urls)) as asking:
+        found = list(asking.map(_status, urls))
+    rows = sum(rows_for(int(status["slots"])) for status in found if status.get("slots"))
+    least = min(fullness(status) for status in found)
+    return min(1.0, max(least, calls / rows if rows else 1.0))
 
 
 def engine_facts() -> dict[str, str]:
@@ -148,13 +161,6 @@ def engine_facts() -> dict[str, str]:
     urls = AgentConfig.from_env().engine_urls
     status = _status(urls[0], 10.0) if urls else {}
     return {f"csm.{name}": str(status[name]) for name in ("model", "device") if status.get(name)}
-
-
-def _occupancy(url: str) -> float:
-    status = _status(url)
-    if not status.get("ready") or not status.get("slots"):
-        return 1.0
-    return min(1.0, float(status["speaking"] + status["queued"]) / float(status["slots"]))
 
 
 def _status(url: str, timeout: float = 1.0) -> dict[str, Any]:

@@ -6,7 +6,9 @@ Knows nothing of LiveKit or torch.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Self
 
 import aiohttp
@@ -21,6 +23,7 @@ from .errors import (
     EngineTimeoutError,
     UnavailableError,
 )
+from .load import fullness
 from .protocol import STOCK_VOICE, InlineVoice, Open
 
 __all__ = ["Chunk", "Conversation", "EngineClient", "InlineVoice", "Utterance"]
@@ -28,6 +31,8 @@ __all__ = ["Chunk", "Conversation", "EngineClient", "InlineVoice", "Utterance"]
 _MESSAGE_BYTES = 4 * 2**20
 _CLOSE_SECONDS = 1.0
 _HEARTBEAT_SECONDS = 15.0
+_ASK_S = 0.5
+"""For an engine to say how busy it is before a conversation is opened."""
 
 
 class EngineClient:
@@ -64,7 +69,7 @@ class EngineClient:
         top_k: int | None = None,
         seed: int | None = None,
     ) -> Conversation:
-        """Open a conversation on the first engine that takes it.
+        """Open a conversation on the first engine that takes it, the least busy being asked first.
 
         `rate` is one of `config.OUTPUT_RATES`, in Hz; None leaves sampling to the checkpoint.
         Raises AuthError, RequestError; BusyError, UnavailableError, EngineTimeoutError when no
@@ -72,7 +77,7 @@ class EngineClient:
         """
         opening = Open(voice, rate, None, temperature, top_k, seed)
         failures: list[CsmError] = []
-        for url in self._urls:
+        for url in await self._least_busy_first():
             try:
                 return await self._open_at(url, opening)
             except CsmError as error:
@@ -90,13 +95,11 @@ class EngineClient:
         error: CsmError | None = None
         for url in self._urls:
             try:
-                async with asyncio.timeout(self._connect_timeout):
-                    async with self._http().get(f"{url}/readyz", headers=self._headers) as answer:
-                        return dict(await answer.json())
-            except (OSError, aiohttp.ClientError, ValueError, TypeError) as cause:
-                error = _unreachable(url, cause)
+                return await self._status_of(url, self._connect_timeout)
+            except UnavailableError as unreachable:
+                error = unreachable
         assert error is not None
-        raise error from None
+        raise error
 
     async def aclose(self) -> None:
         """Close every conversation still open, and the connections."""
@@ -110,6 +113,28 @@ class EngineClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    async def _least_busy_first(self) -> list[str]:
+        """Those that do not answer at once come last; equally busy ones in the order given."""
+        if len(self._urls) == 1:
+            return self._urls
+
+        async def ask(url: str) -> float:
+            try:
+                return fullness(await self._status_of(url, min(_ASK_S, self._connect_timeout)))
+            except UnavailableError:
+                return math.inf
+
+        found = await asyncio.gather(*(ask(url) for url in self._urls))
+        return [url for _, url in sorted(zip(found, self._urls, strict=True), key=itemgetter(0))]
+
+    async def _status_of(self, url: str, patience: float) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(patience):
+                async with self._http().get(f"{url}/readyz", headers=self._headers) as answer:
+                    return dict(await answer.json())
+        except (OSError, aiohttp.ClientError, ValueError, TypeError) as cause:
+            raise _unreachable(url, cause) from None
 
     async def _open_at(self, url: str, opening: Open) -> Conversation:
         socket = await self._connect(url)

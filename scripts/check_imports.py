@@ -21,7 +21,7 @@ PACKAGE = "csm_tts_plugin"
 LIVEKIT_ONLY_IN = ("csm_tts_plugin/tts.py", "csm_tts_plugin/offline/")
 """Of the package; agent.py, scripts, benchmarks, tests and livekit/plugins/csm lie outside it."""
 
-LOWEST = {"errors", "config", "version", "fields", "text"}
+LOWEST = {"errors", "config", "version", "fields", "text", "load"}
 MAY_IMPORT: dict[str, set[str]] = {
     "audio": LOWEST,
     "protocol": LOWEST,

@@ -14,6 +14,7 @@ from csm_tts_plugin import agent_support
 from csm_tts_plugin.agent_support import CallerEar, Services, trim
 from csm_tts_plugin.config import AgentConfig
 from csm_tts_plugin.errors import ConfigError, CsmError
+from csm_tts_plugin.load import QUIET_ROWS, rows_for
 
 RATE = 16_000
 
@@ -92,7 +93,8 @@ def engine_saying(status: dict, code: int = 200):
         server.server_close()
 
 
-STATUS = {"ready": True, "slots": 4, "speaking": 1, "queued": 0, "model": "tiny", "device": "cpu"}
+STATUS = {"ready": True, "slots": 4, "speaking": 1, "queued": 0, "conversations": 1}
+STATUS |= {"model": "tiny", "device": "cpu"}
 
 
 def test_the_load_is_that_of_the_least_busy_engine(monkeypatch):
@@ -101,6 +103,32 @@ def test_the_load_is_that_of_the_least_busy_engine(monkeypatch):
         assert agent_support.engine_load() == 0.25
         monkeypatch.setenv("CSM_ENGINE_URL", busy)
         assert agent_support.engine_load() == 1.0
+
+
+def test_quiet_calls_count_by_the_room_that_they_take(monkeypatch):
+    quiet = STATUS | {"speaking": 0, "conversations": 6}
+    with engine_saying(quiet) as one, engine_saying(quiet | {"conversations": 9}) as other:
+        monkeypatch.setenv("CSM_ENGINE_URL", f"{other},{one}")
+        assert agent_support.engine_load() == 0.75
+        monkeypatch.setenv("CSM_ENGINE_URL", other)
+        assert agent_support.engine_load() == 1.0
+
+
+def test_calls_that_have_not_reached_an_engine_yet_count_too(monkeypatch):
+    with engine_saying(STATUS | {"speaking": 0, "conversations": 0}) as url:
+        monkeypatch.setenv("CSM_ENGINE_URL", url)
+        assert agent_support.engine_load(0) == 0.0
+        assert agent_support.engine_load(6) == 0.75
+        monkeypatch.setenv("CSM_ENGINE_URL", f"{url},{url}")
+        assert agent_support.engine_load(6) == 0.375
+    assert agent_support.engine_load(1) == 1.0
+
+
+def test_the_measure_of_fullness_knows_as_many_rows_as_the_engine_has():
+    from csm_tts_plugin.engine import core
+
+    assert core._PARKED == QUIET_ROWS
+    assert [rows_for(slots) for slots in (1, 8, 64)] == [2, 16, 96]
 
 
 def test_an_engine_that_is_not_ready_or_gone_takes_no_calls(monkeypatch):

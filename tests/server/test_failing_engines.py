@@ -151,3 +151,24 @@ async def test_a_gap_in_the_sound_is_an_error(server, client, monkeypatch):
     with pytest.raises(EngineError, match="lost"):
         await listen(await conversation.say(LINE))
     await until(lambda: server.engine.cancelled == [LINE])
+
+
+async def test_a_conversation_opens_at_the_least_busy_engine():
+    async with serving() as busy, serving() as idle:
+        async with EngineClient([busy.url, idle.url]) as client:
+            opened = [await client.conversation() for _ in range(4)]
+            assert len(busy.engine.conversations) == len(idle.engine.conversations) == 2
+            for conversation in opened:
+                await conversation.aclose()
+        await busy.settle()
+        await idle.settle()
+
+
+async def test_an_engine_that_is_not_ready_is_asked_last():
+    async with serving(StandInEngine("not-ready")) as loading, serving() as ready:
+        async with EngineClient([loading.url, ready.url]) as client:
+            for _ in range(2):
+                async with asyncio.timeout(20):
+                    await client.conversation()
+            assert len(ready.engine.conversations) == 2
+        await ready.settle()
