@@ -40,7 +40,7 @@ from livekit.agents import (
 from livekit.agents.types import NOT_GIVEN, NotGiven
 from livekit.agents.voice.agent_session import SessionConnectOptions
 
-from csm_tts_plugin import TTS
+from csm_tts_plugin import TTS, personal
 from csm_tts_plugin.agent_support import (
     CALLER,
     OFFLINE_LLM_URL,
@@ -57,6 +57,7 @@ from csm_tts_plugin.config import AgentConfig
 from csm_tts_plugin.errors import AuthError, CsmError, UnavailableError
 from csm_tts_plugin.offline.llm import offline_llm
 from csm_tts_plugin.offline.stt import OfflineSTT
+from csm_tts_plugin.telephone import Telephone
 from livekit import api, rtc
 from livekit.plugins import openai
 
@@ -69,6 +70,7 @@ NOT_HEARD = "Sorry, I did not hear that; please say it once more."
 HISTORY, OFFLINE_HISTORY = 20, 3
 """Messages that the LLM sees besides its instructions; the small one reads slowly."""
 CONSENT = "csm.voice_consent"
+SIP = rtc.ParticipantKind.PARTICIPANT_KIND_SIP
 _PRELOADED = ["csm_tts_plugin.tts", "csm_tts_plugin.agent_support", "anyio._backends._asyncio"]
 """Imported once for all jobs, which are forked from there."""
 
@@ -78,8 +80,10 @@ class CallAgent(Agent):
 
     def __init__(self, ctx: JobContext, speech: TTS, config: AgentConfig) -> None:
         super().__init__(instructions=INSTRUCTIONS)
+        self._ctx = ctx
         self._room = ctx.room
         self._speech = speech
+        self._line = Telephone(SIP, self._hung_up, config.phone_lead_in_s)
         self._history = OFFLINE_HISTORY if config.llm == "offline" else HISTORY
         self._clones = config.voice_source == CALLER
         self._voice = "stock" if self._clones else config.voice_source
@@ -96,7 +100,25 @@ class CallAgent(Agent):
         self.session.on("conversation_item_added", self._on_item)
         self.session.on("error", self._on_error)
         self._room.on("participant_attributes_changed", lambda *_: self._consenting())
-        self.session.say(GREETING)
+        self._line.watch(self._room)
+        self._later(self._greet())
+
+    async def _greet(self) -> None:
+        """As soon as somebody can hear it; a telephone may still ring."""
+        person = await self._ctx.wait_for_participant()
+        hears = self.session.input.set_audio_enabled
+        hears(person.kind != SIP)  # what sounds while it rings is nobody's turn
+        if await self._line.answered(person):
+            hears(True)
+            self.session.say(GREETING)
+        elif not self._line.dead:
+            await self._ctx.delete_room()
+            self._hung_up()
+
+    def _hung_up(self) -> None:
+        """The engine is told first: what nobody hears is not to be spoken."""
+        self._later(self._speech.aclose())
+        self._ctx.shutdown("the caller hung up")
 
     def introduce(self) -> None:
         """What speaks here, for all in the room to see, once we are in it."""
@@ -130,6 +152,15 @@ class CallAgent(Agent):
         except APIError as error:
             logger.warning("the LLM failed (%s); saying so", type(error).__name__)
             yield NO_IDEA
+
+    async def tts_node(
+        self, text: AsyncIterable[str], model_settings: ModelSettings
+    ) -> AsyncIterator[rtc.AudioFrame]:
+        async for frame in Agent.default.tts_node(self, text, model_settings):
+            rate = frame.sample_rate
+            if silence := self._line.lead_in(rate):
+                yield rtc.AudioFrame(silence, rate, 1, len(silence) // 2)
+            yield frame
 
     def _take(self, text: str) -> None:
         """A turn's words are known: give it to the engine before the reply is asked for."""
@@ -202,7 +233,7 @@ class CallAgent(Agent):
             try:
                 await work
             except Exception as error:
-                logger.info("the room did not take a figure (%s)", type(error).__name__)
+                logger.info("it did not reach the room (%s)", type(error).__name__)
 
         task = asyncio.create_task(tell())
         self._tasks.add(task)
@@ -227,6 +258,7 @@ class Worker(AgentServer):
         self._ran = self._stopping = False
 
     async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
+        personal.guard_logs()
         try:
             if not unregistered:
                 await check_livekit(AgentConfig.from_env())
@@ -259,6 +291,7 @@ class Worker(AgentServer):
 
 def prewarm(process: JobProcess) -> None:
     """Before a call comes: what would block its event loop for a moment."""
+    personal.guard_logs()
     process.userdata["vad"] = inference.VAD(model="silero")
     process.userdata["llm"] = make_llm(AgentConfig.from_env().llm)
 

@@ -133,6 +133,8 @@ class AgentConfig:
     engine_key: str | None = field(default=None, repr=False)
     health: tuple[str, int] = ("127.0.0.1", 8081)
     """Where the worker's health page listens; port 0: any free one."""
+    phone_lead_in_s: float = 0.25
+    """Silence before the first word of a telephone call, whose media path opens late; 0: none."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> AgentConfig:
