@@ -34,7 +34,8 @@ check: setup
 serve: setup
 	@$(BIN)/python -m csm_tts_plugin serve $(ARGS)
 
-bench: setup
+bench:
+	@$(PYTHON) -m scripts.setup measuring
 	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 # Pins every package that the requirements bring along; --universal: for each platform and Python.

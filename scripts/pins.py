@@ -97,7 +97,8 @@ class Recording:
     sha256: str
     words: str
     source: str = ""
-    """The file in the package, where it is not `name`.wav; a .raw one is 16 kHz mono PCM."""
+    """The file in the package, where it is not `name`.wav; a .raw one is 16 kHz mono PCM, a .g722
+    one is decoded to that."""
 
 
 SPEECH_FOLDER = "speech/librivox"
@@ -172,3 +173,60 @@ SPEAKERS_ABOUT = """Recorded human speech of other people than the reader beside
 From the test data of CMU PocketSphinx (BSD-2-Clause): Debian's pocketsphinx-testdata, or the source
 archive of pocketsphinx 5.1.1; pinned by hash. The raw ones got a WAV header.
 """
+PROMPTS_FOLDER = "speech/prompts"
+PROMPTS = {
+    "asterisk-core-sounds-en-g722": (
+        Recording(
+            "allison_sorry",
+            "fe58455ad9c864144cd433bb3087723080b291062d755f283489863e001c6b1d",
+            "i'm sorry but i was unable to locate the person you're calling",
+            "followme/sorry.g722",
+        ),
+        Recording(
+            "allison_message",
+            "3fc9512f8b8d7f6769ef327dc8a29e10f9eb4e55b30b0ea88d80538ad0271efc",
+            "please leave your message after the tone when done hang up or press the pound key",
+            "vm-intro.g722",
+        ),
+        Recording(
+            "allison_busy",
+            "1ac27a6a44a8aae2a20a7caf1b5a8f43ae2e915f5f9439cce9002f1a5fb8615d",
+            "all representatives of the household are currently assisting other telemarketers"
+            " please hold and your call will be answered in the order it was received",
+            "tt-allbusy.g722",
+        ),
+    ),
+    "asterisk-core-sounds-fr-g722": (
+        Recording(
+            "june_message",
+            "71512798789f5badf7e16282891bb94a52c21ab66d6db92bb23938c1af56fd3a",
+            "veuillez laisser votre message après le bip sonore lorsque vous aurez terminé"
+            " veuillez raccrocher ou appuyer sur le dièse",
+            "vm-intro.g722",
+        ),
+        Recording(
+            "june_nogo",
+            "58f2fb2a59a1c239d5b4d64f67aa52df137f642356ed20e71c3a679adebb6d2f",
+            "je suis désolé la connexion avec le serveur de démonstration de digium n'a pu être"
+            " établie vous trouverez des informations de débogage sur la console d'asterisk",
+            "demo-nogo.g722",
+        ),
+    ),
+}
+"""Two women, out of Debian's packages: for tests and measurements of voices; not to be had
+elsewhere, and nothing else needs them."""
+PROMPTS_ABOUT = """Recorded telephone prompts, 16 kHz mono, decoded from G.722.
+
+allison_*: English, Copyright 2003-2010 Allison Smith. june_*: French, Copyright 2006-2008 June
+Wallack. Licence: CC BY-SA 3.0. From Debian's asterisk-core-sounds-en-g722 and -fr-g722; pinned by
+hash. For tests and figures only: nobody's voice is to be imitated with them.
+"""
+PEOPLE = {
+    "reader": tuple(recording.name for recording in SPEECH),
+    "digits": ("numbers", "go_forward", "something"),
+    "cards": ("cards",),
+    "allison": ("allison_busy", "allison_message", "allison_sorry"),
+    "june": ("june_nogo", "june_message"),
+}
+"""Who speaks in which recording. The package does not say whether `digits` is one man:
+resemblyzer does (0.74 to 0.82 between any two, 0.70 at most to anybody else)."""

@@ -35,6 +35,8 @@ class Step:
     key: str
     outputs: tuple[Path, ...]
     action: Callable[[Tools], None]
+    optional: bool = False
+    """Without it less is tested or measured, and all else works: a failure is told and passed."""
 
     @property
     def stamp(self) -> Path:
@@ -169,27 +171,57 @@ def more_speakers() -> Step:
     )
 
 
+def prompts() -> Step:
+    folder = TOOLS / pins.PROMPTS_FOLDER
+    names = [recording.name for part in pins.PROMPTS.values() for recording in part]
+    return Step(
+        "prompts",
+        "recorded speech of two women (21 MB), for the tests and figures of voices",
+        repr(pins.PROMPTS),
+        tuple(folder / f"{name}.wav" for name in names),
+        lambda tools: _install_prompts(tools, folder),
+        optional=True,
+    )
+
+
+def _install_prompts(tools: Tools, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for package, recordings in pins.PROMPTS.items():
+        with tools.debian_package(package) as unpacked:
+            _take(tools, unpacked, folder, recordings)
+    (folder / "README").write_text(pins.PROMPTS_ABOUT)
+
+
 def _install(tools: Tools, folder: Path, recordings: Sequence[pins.Recording], about: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tools.speech_archive() as unpacked:
-        for recording in recordings:
-            source = recording.source or f"{recording.name}.wav"
-            found = sorted(unpacked.rglob(source))
-            if not found:
-                raise SetupError(f"the package of recorded speech lacks {source}")
-            partial = folder / f"{recording.name}.wav.partial"
-            shutil.copyfile(found[0], partial)
-            check_hash(partial, recording.sha256)
-            if source.endswith(".raw"):
-                _add_header(partial)
-            (folder / f"{recording.name}.txt").write_text(recording.words + "\n")
-            partial.replace(folder / f"{recording.name}.wav")
+        _take(tools, unpacked, folder, recordings)
     (folder / "README").write_text(about)
 
 
-def _add_header(path: Path) -> None:
+def _take(tools: Tools, unpacked: Path, folder: Path, recordings: Sequence[pins.Recording]) -> None:
+    """The recordings out of an unpacked package, as WAV files with their words beside them."""
+    for recording in recordings:
+        source = recording.source or f"{recording.name}.wav"
+        found = sorted(unpacked.rglob(source))
+        if not found:
+            raise SetupError(f"the package of recorded speech lacks {source}")
+        partial = folder / f"{recording.name}.wav.partial"
+        shutil.copyfile(found[0], partial)
+        check_hash(partial, recording.sha256)
+        if source.endswith(".raw"):
+            _add_header(partial, partial.read_bytes())
+        elif source.endswith(".g722"):
+            python, script = VENV / "bin" / "python", ROOT / "scripts" / "decode_g722.py"
+            tools.run([python, script, partial, folder / "decoded.raw"])
+            _add_header(partial, (folder / "decoded.raw").read_bytes())
+            (folder / "decoded.raw").unlink()
+        (folder / f"{recording.name}.txt").write_text(recording.words + "\n", encoding="utf-8")
+        partial.replace(folder / f"{recording.name}.wav")
+
+
+def _add_header(path: Path, pcm: bytes) -> None:
     """Bare 16 kHz mono PCM becomes a WAV file."""
-    pcm = path.read_bytes()
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes(pcm)
@@ -203,7 +235,28 @@ def all_steps(own_recordings: bool) -> list[Step]:
         model("whisper", "Whisper base (145 MB), the agent's ears without keys", pins.WHISPER),
         model("smollm2", "SmolLM2-135M (98 MB), the agent's mind without keys", pins.SMOLLM2),
     ]
-    return steps if own_recordings else [*steps, human_speech(), more_speakers()]
+    return steps if own_recordings else [*steps, human_speech(), more_speakers(), prompts()]
+
+
+def measuring_packages() -> Step:
+    """Apart from `.venv`: transformers would import some of them wherever it finds them."""
+    requirements, target = ROOT / "benchmarks" / "requirements.txt", TOOLS / "measuring"
+    return Step(
+        "measuring",
+        "what figures of voices take (370 MB, resemblyzer and jiwer) into .tools/measuring",
+        "\n".join([sys.version, requirements.read_text()]),
+        (target / "resemblyzer", target / "jiwer"),
+        lambda tools: _install_measuring(tools, requirements, target),
+    )
+
+
+def _install_measuring(tools: Tools, requirements: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    python: list[str | Path] = ["--python", VENV / "bin" / "python", "--target", target]
+    tools.run(
+        [tools.uv(), "pip", "install", "--no-deps", *python, "-r", requirements],
+        cure=NETWORK_CURE,
+    )
 
 
 @contextmanager
@@ -225,7 +278,13 @@ def run(steps: list[Step], tools: Tools) -> None:
             continue
         print(f"set-up {index}/{len(steps)}: {step.why}", flush=True)
         began = time.monotonic()
-        step.run(tools)
+        try:
+            step.run(tools)
+        except SetupError as error:
+            if not step.optional:
+                raise
+            print(f"set-up {index}/{len(steps)}: going on without it ({error})", flush=True)
+            continue
         print(f"set-up {index}/{len(steps)}: done in {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -235,7 +294,10 @@ def main() -> int:
         return 1
     try:
         with _one_at_a_time():
-            run(all_steps(bool(os.environ.get("CALLER"))), Tools())
+            steps = all_steps(bool(os.environ.get("CALLER")))
+            if "measuring" in sys.argv[1:]:
+                steps.append(measuring_packages())
+            run(steps, Tools())
     except SetupError as error:
         print(f"set-up failed: {error}.", file=sys.stderr)
         return 1

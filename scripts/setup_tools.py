@@ -121,7 +121,7 @@ class Tools:
                 cure=NETWORK_CURE,
             )
         else:
-            with self._debian_package("python3-pip-whl") as unpacked:
+            with self.debian_package("python3-pip-whl") as unpacked:
                 wheel = next(unpacked.rglob("pip-*.whl"))
                 self.run(
                     [sys.executable, wheel / "pip", "install", "--target", home, package],
@@ -170,7 +170,7 @@ class Tools:
         """A folder that holds the recordings: of Debian's package, else of the source archive."""
         if shutil.which("apt-get") and shutil.which("dpkg-deb"):
             try:
-                with self._debian_package(pins.SPEECH_DEBIAN) as unpacked:
+                with self.debian_package(pins.SPEECH_DEBIAN) as unpacked:
                     yield unpacked
                     return
             except AptError:
@@ -179,7 +179,8 @@ class Tools:
             yield unpacked
 
     @contextmanager
-    def _debian_package(self, name: str) -> Iterator[Path]:
+    def debian_package(self, name: str) -> Iterator[Path]:
+        """A folder with the content of a package. Raises AptError."""
         with tempfile.TemporaryDirectory(prefix="csm-setup-") as folder:
             try:
                 self.run(["apt-get", "download", name], cwd=Path(folder))

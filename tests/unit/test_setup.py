@@ -64,6 +64,19 @@ def test_a_step_that_was_interrupted_is_done_again_and_those_before_it_are_not(t
     assert not second.done()
 
 
+def test_an_optional_step_that_fails_is_told_and_what_follows_is_done(tools_folder, capsys):
+    done: list[str] = []
+
+    def refused(_: Tools) -> None:
+        raise SetupError("no such package; take another")
+
+    optional = Step("more", "", "v1", (tools_folder / "more",), refused, optional=True)
+    setup.run([optional, step(tools_folder / "out", done)], Tools())
+    assert done == ["v1"]
+    assert "going on without it (no such package" in capsys.readouterr().out
+    assert not optional.done()
+
+
 def test_a_file_other_than_the_pinned_one_is_deleted_and_told(tmp_path):
     file = tmp_path / "model.bin.partial"
     file.write_bytes(b"other")
@@ -121,7 +134,7 @@ def test_a_mirror_of_pip_holds_for_uv_too(monkeypatch):
 
 
 def test_own_recordings_make_ours_unnecessary():
-    ours = {"speech", "speakers"}
+    ours = {"speech", "speakers", "prompts"}
     assert not {one.name for one in setup.all_steps(own_recordings=True)} & ours
     assert "speech" in {one.name for one in setup.all_steps(own_recordings=False)}
 
@@ -159,6 +172,12 @@ def test_every_requirement_is_pinned_and_the_lock_agrees():
     for name in setup.REQUIREMENTS:
         for package, version in pinned(name).items():
             assert lock[package] == version, f"{package} of {name}: run make lock"
+
+
+def test_what_measures_is_pinned_and_leaves_the_locked_packages_alone():
+    measuring = pinned("benchmarks/requirements.txt")
+    assert {"resemblyzer", "jiwer"} <= set(measuring)
+    assert not {"torch", "numpy", "soundfile"} & set(measuring)
 
 
 def test_the_lock_names_no_host():
