@@ -46,11 +46,16 @@ class Limits:
     """Bytes of one WebSocket message or HTTP body: a reference in base64 and some room."""
     utterances_per_conversation: int = 64
     """Sentences of one conversation that may wait to be spoken."""
+    conversations_per_place: int = 16
+    """Open conversations for each slot and each place in the queue; most of them are quiet."""
+    key_share: float = 0.75
+    """Of the places, and of the conversations, that one key may hold where there are several."""
     open_s: float = 10.0
     """A socket that has not opened a conversation by then is dropped."""
     session_idle_s: float = 3_600.0
     answer_s: float = 60.0
-    """An engine that gives nothing of a request's speech for this long is taken for stuck."""
+    """A sentence whose turn it is, and that has no sound by then, is given up; clients may ask for
+    less with its `deadline`."""
     heartbeat_s: float = 15.0
     """Between pings; half of it without an answer, and the peer is taken for dead."""
     drain_s: float = 30.0
@@ -59,6 +64,8 @@ class Limits:
     """A client that reads nothing for this long is dropped."""
     output_buffer_s: float = 120.0
     """Speech kept for a slow reader; past it the stream ends with an error."""
+    output_messages: int = 256
+    """Other messages kept for a slow reader; past them nothing more is read from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +112,16 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     key: str | None = field(default=None, repr=False)
+    """What clients must show; several keys with commas between them."""
     voices_dir: Path | None = None
     limits: Limits = field(default_factory=Limits)
+    restarts: int = 0
+    """How often the engine's supervisor has started it again."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key that opens it; none: it is open to all who reach it."""
+        return split_keys(self.key)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> ServerConfig:
@@ -149,7 +164,7 @@ class AgentConfig:
             llm=_text(env, "AGENT_LLM", default.llm),
             voice_source=_text(env, "VOICE_SOURCE", default.voice_source),
             engine_urls=tuple(url.strip() for url in urls.split(",") if url.strip()),
-            engine_key=env.get("CSM_ENGINE_KEY") or None,
+            engine_key=next(iter(split_keys(env.get("CSM_ENGINE_KEY"))), None),
             health=_address(env, "AGENT_HEALTH", default.health),
         )
 
@@ -164,6 +179,11 @@ class HubConfig:
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> HubConfig:
         return cls(_text(env, "HF_ENDPOINT", cls().endpoint), bool(env.get("HF_TOKEN")))
+
+
+def split_keys(text: str | None) -> tuple[str, ...]:
+    """The keys of `CSM_ENGINE_KEY`: one, or several with commas; a client shows the first."""
+    return tuple(key.strip() for key in (text or "").split(",") if key.strip())
 
 
 def _text(env: Mapping[str, str], name: str, default: str) -> str:

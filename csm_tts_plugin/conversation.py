@@ -111,12 +111,14 @@ class Conversation:
     ) -> Utterance:
         """Speak one sentence after those already said; `more`: the same reply goes on after it.
 
-        `timeout` takes the place of the client's for the chunks of this one. Raises
+        `timeout` takes the place of the client's for the chunks of this one, here and in the
+        engine, which gives it up when nobody waits for it any more. Raises
         UnavailableError when the connection is lost: open another conversation.
         """
         self._count += 1
-        utterance = Utterance(str(self._count), self, timeout or self._timeout)
-        self._post(Say(utterance.id, text, more, max_seconds))
+        patience = timeout or self._timeout
+        utterance = Utterance(str(self._count), self, patience)
+        self._post(Say(utterance.id, text, more, max_seconds, deadline=patience))
         self._utterances[utterance.id] = utterance
         return utterance
 

@@ -99,6 +99,9 @@ def _tree(cls: type[CsmError]) -> list[type[CsmError]]:
 
 _BY_CODE = {cls.code: cls for cls in _tree(CsmError)}
 
+CODES = tuple(_BY_CODE)
+"""Every code there is."""
+
 
 def from_code(code: str, message: str, *, retry_after: float | None = None) -> CsmError:
     """The error that a peer reported, as an exception; an unknown code becomes `CsmError`."""

@@ -4,7 +4,7 @@ Text messages are JSON objects with a `type`; binary messages are sound: 16-bit 
 PCM at the rate asked for in `open`. One socket is one conversation.
 
 to the engine    `open` (voice, rate, key, temperature, top_k, seed) · `turn` (who, text, audio) ·
-                 `say` (id, text, more, max_seconds) · `cancel` (id) · `close`
+                 `say` (id, text, more, max_seconds, deadline) · `cancel` (id) · `close`
 from the engine  `opened` (conversation, rate) ·
                  `audio` (id, seq, frame, samples): the binary message that follows ·
                  `done` (id, frames, reason, timings) ·
@@ -12,8 +12,10 @@ from the engine  `opened` (conversation, rate) ·
 
 `open` may be sent again: voice, rate and sampling change from the next `say` on. Each `say` is one
 utterance; they are spoken in order, and each ends in exactly one `done` or `error` with its id.
-`more` says that the same reply goes on. An `error` without an id concerns the conversation, and
-`about` says which message it answers; the socket stays usable unless the server closes it.
+`more` says that the same reply goes on. `deadline`: seconds for its first sound, from when it is
+its turn; past it, in the queue or elsewhere, it is given up with `error timeout`. An `error`
+without an id concerns the conversation, and `about` says which message it answers; the socket stays
+usable unless the server closes it.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class Say:
     text: str = field(repr=False)
     more: bool = False
     max_seconds: float | None = None
+    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,8 @@ ServerMessage = Opened | AudioHeader | DoneMessage | ErrorMessage
 # Reading
 
 _UTTERANCE_ID = re.compile(r"^[A-Za-z0-9._:-]{1,64}$")
+_DEADLINE_MAX = 86_400.0
+"""Any patience may be told; the server's own limit is below it."""
 _CONSENT_NAME = re.compile(r"^[a-z0-9_]{1,32}$")
 
 
@@ -245,6 +250,7 @@ def _read_say(fields: Fields, limits: Limits) -> Say:
         text=fields.speech("text", limits),
         more=fields.flag("more", False),
         max_seconds=fields.number("max_seconds", FRAME_SECONDS, limits.speech_seconds_max),
+        deadline=fields.number("deadline", 0.0, _DEADLINE_MAX),
     )
 
 

@@ -38,6 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--supervised", action="store_true", help="JSON lines on stdout; ends when stdin does"
     )
+    parser.add_argument("--restarts", type=whole, default=0, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
 
@@ -61,7 +62,8 @@ def _configs(args: argparse.Namespace) -> tuple[EngineConfig, ServerConfig]:
     queue = config.queue if args.queue is None else args.queue
     lead = config.max_lead_s if args.max_lead is None else args.max_lead
     config = replace(config, slots=slots, queue=queue, max_lead_s=lead)
-    return config, replace(server, host=args.host, port=args.port, key=args.key or server.key)
+    key = args.key or server.key
+    return config, replace(server, host=args.host, port=args.port, key=key, restarts=args.restarts)
 
 
 async def _serve(

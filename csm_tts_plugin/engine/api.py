@@ -137,6 +137,12 @@ class EngineStatus:
     conversations: int
     failure: CsmError | None = None
     """Why it will never be ready (again): loading failed, or the device thread ended."""
+    context_used: int = 0
+    """Positions that all open conversations hold."""
+    context_fullest: float = 0.0
+    """How full the fullest of them is, from 0 to 1; at 1 its oldest turns go."""
+    voices: int = 0
+    """References kept for whoever speaks in them next."""
 
 
 class SpeechEngine(Protocol):

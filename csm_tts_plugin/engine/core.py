@@ -117,6 +117,7 @@ class Engine:
     def status(self) -> EngineStatus:
         with self._wake:
             scheduler = self._scheduler
+            contexts = [conversation.context for conversation in self._conversations.values()]
             return EngineStatus(
                 ready=self._ready,
                 detail=str(self._failure) if self._failure else self._detail,
@@ -126,6 +127,9 @@ class Engine:
                 queue=self.config.queue,
                 conversations=len(self._conversations),
                 failure=self._failure,
+                context_used=sum(map(len, contexts)),
+                context_fullest=max((len(one) / one.limit for one in contexts), default=0.0),
+                voices=self._rounds.voices if self._rounds else 0,
             )
 
     # What callers ask -----------------------------------------------------------------------------

@@ -46,6 +46,11 @@ class Rounds:
         self._voices: OrderedDict[str, Positions] = OrderedDict()
         self._end = end_frame(runner.weights.codebooks, runner.weights.eos_code)
 
+    @property
+    def voices(self) -> int:
+        """References kept as positions."""
+        return len(self._voices)
+
     # What was asked -------------------------------------------------------------------------------
 
     def set_voice(self, conversation: Conversation, voice: VoicePrompt | None) -> None:
@@ -61,6 +66,9 @@ class Rounds:
             self._forget(voice)
             return
         old = conversation.voice
+        if voice and old and voice.key == old.key and conversation.broken is None:
+            conversation.voice = voice
+            return
         conversation.voice, conversation.broken = voice, None
         conversation.speakers.clear()
         # Whose voice is given up is forgotten with it: their turns go too.
@@ -70,6 +78,8 @@ class Rounds:
         conversation.context.set_voice(positions, [[self._write(conversation, r)] for r in kept])
         conversation.fit()
         if conversation.seat.row is not None:
+            if old is not None and old.private:
+                self._runner.wipe(conversation.seat.row)
             self._restore(conversation)
         conversation.refresh()
         self._forget(old)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from collections.abc import Sequence
 
 from aiohttp import web
 
@@ -13,18 +14,23 @@ from ..errors import AuthError, ConfigError
 
 def check_bind(config: ServerConfig) -> None:
     """Raises ConfigError for an address that others can reach without a key."""
-    if config.key is None and not _is_loopback(config.host):
+    if not config.keys and not _is_loopback(config.host):
         raise ConfigError(
             f"{config.host or 'Every address'} can be reached from outside: set CSM_ENGINE_KEY "
             "(or --key), or listen on 127.0.0.1."
         )
 
 
-def same_key(given: str | None, key: str | None) -> bool:
-    """Whether `given` opens a server with `key`; takes the same time wherever they differ."""
-    if key is None:
-        return True
-    return given is not None and hmac.compare_digest(given.encode(), key.encode())
+def which_key(given: str | None, keys: Sequence[str]) -> int | None:
+    """The number of the key that `given` is, None where it is none of them; 0 where none is asked.
+
+    Takes the same time wherever they differ, and whichever it is.
+    """
+    if not keys:
+        return 0
+    shown = (given or "").encode("utf-8", "surrogatepass")
+    same = [hmac.compare_digest(shown, key.encode("utf-8", "surrogatepass")) for key in keys]
+    return same.index(True) if any(same) else None
 
 
 def bearer(request: web.Request) -> str | None:
@@ -33,10 +39,12 @@ def bearer(request: web.Request) -> str | None:
     return given.strip() if scheme.lower() == "bearer" else None
 
 
-def require_key(request: web.Request, config: ServerConfig) -> None:
-    """Raises AuthError."""
-    if not same_key(bearer(request), config.key):
+def require_key(request: web.Request, config: ServerConfig) -> int:
+    """The number of the request's key. Raises AuthError."""
+    number = which_key(bearer(request), config.keys)
+    if number is None:
         raise wrong_key()
+    return number
 
 
 def wrong_key() -> AuthError:

@@ -41,11 +41,11 @@ def as_csm_error(error: Exception, logger: logging.Logger) -> CsmError:
     return EngineError("The engine failed inside; its log says where.")
 
 
-def json_error(error: CsmError) -> web.Response:
+def json_error(error: CsmError, status: int | None = None) -> web.Response:
     """`{"error": {...}}` with the status that fits: our fields, and those that OpenAI's clients
     read (message, type, param, code).
     """
-    status = _STATUS.get(error.code, 500)
+    status = status or _STATUS.get(error.code, 500)
     after = None if error.retry_after is None else max(1, math.ceil(error.retry_after))
     body = {
         "code": error.code,

@@ -38,5 +38,10 @@ async def metrics(request: web.Request) -> web.Response:
     """Prometheus' text format; with the key where the server has one."""
     state = request.app[STATE]
     require_key(request, state.config)
-    body = state.metrics.render(state.engine.status())
+    body = state.metrics.render(
+        state.engine.status(),
+        state.engine.info(),
+        clients=len(state.sessions),
+        draining=state.draining,
+    )
     return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4"})

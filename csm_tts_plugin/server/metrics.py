@@ -1,34 +1,63 @@
-"""Figures for operators in Prometheus' format. Labels hold codes and reasons, never names."""
+"""Figures for operators in Prometheus' format. Labels hold codes and reasons, never names.
+
+`docs/operations.md` lists the metrics; dashboards and alerts are built on these names.
+"""
 
 from __future__ import annotations
 
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
-from ..engine.api import EngineStatus
+from ..config import FRAME_SECONDS
+from ..engine.api import Done, EngineInfo, EngineStatus, Reason
+from ..errors import CODES
+from ..version import __version__
 
 _FIRST_AUDIO = (0.01, 0.025, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.0, 10.0)
 _FRAME_GAP = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.16, 0.32, 0.64, 1.28, 2.56)
+_QUEUED = (0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+_GAUGES = {
+    "slots": ("slots", "Utterances that can be spoken at the same time"),
+    "speaking": ("speaking", "Slots taken"),
+    "queue_places": ("queue", "Conversations that may wait for a slot"),
+    "queued": ("queued", "Conversations waiting for a slot"),
+    "conversations": ("conversations", "Conversations open"),
+    "context_positions": ("context_used", "Positions that all open conversations hold"),
+    "context_fullest_ratio": ("context_fullest", "How full the fullest conversation is, 0 to 1"),
+    "voices_cached": ("voices", "Reference voices kept for whoever speaks in them next"),
+}
+"""Metric without its prefix -> field of EngineStatus, help."""
 
 
 class Metrics:
-    """One server's figures, in a registry of their own."""
+    """One server's figures, in a registry of their own.
 
-    def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        self.first_audio = Histogram(
-            "csm_first_audio_seconds",
-            "From a sentence accepted to its first sound",
-            buckets=_FIRST_AUDIO,
-            registry=registry,
+    `restarts`: how often a supervisor has had to start this engine again.
+    """
+
+    def __init__(self, restarts: int = 0) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.first_audio = _histogram(
+            registry, "first_audio", "From a sentence accepted to its first sound", _FIRST_AUDIO
         )
-        self.frame_gap = Histogram(
-            "csm_frame_gap_seconds",
+        self.frame_gap = _histogram(
+            registry,
+            "frame_gap",
             "Between one piece of an utterance's sound and the next",
-            buckets=_FRAME_GAP,
-            registry=registry,
+            _FRAME_GAP,
         )
+        self.queue = _histogram(registry, "queue", "From a sentence accepted to its slot", _QUEUED)
+        self.audio = Counter("csm_audio_seconds", "Speech made, in seconds", registry=registry)
         self.utterances = Counter(
             "csm_utterances", "Utterances ended, by reason", ["reason"], registry=registry
         )
@@ -36,29 +65,63 @@ class Metrics:
         self.errors = Counter(
             "csm_errors", "Errors told to clients, by code", ["code"], registry=registry
         )
-        self._ready = Gauge("csm_ready", "1 when the model can speak", registry=registry)
+        for reason in Reason:  # a rate needs the zero before the first event
+            self.utterances.labels(str(reason))
+        for code in CODES:
+            self.errors.labels(code)
+        Counter(
+            "csm_engine_restarts", "Starts of this engine after its falls", registry=registry
+        ).inc(restarts)
+        self._info = Gauge(
+            "csm_info",
+            "1, with what runs",
+            ["version", "model", "device", "dtype"],
+            registry=registry,
+        )
+        self._ready = Gauge("csm_ready", "1 when it takes calls", registry=registry)
+        self._draining = Gauge("csm_draining", "1 while it finishes its last", registry=registry)
+        self._clients = Gauge("csm_clients", "Connections that speak or may", registry=registry)
         self._gauges = {
-            name: Gauge(f"csm_{name}", help, registry=registry)
-            for name, help in (
-                ("slots", "Utterances that can be spoken at the same time"),
-                ("speaking", "Utterances being spoken"),
-                ("queued", "Utterances waiting for a slot"),
-                ("conversations", "Conversations open"),
-            )
+            field: Gauge(f"csm_{name}", help, registry=registry)
+            for name, (field, help) in _GAUGES.items()
         }
 
-    def heard(self, began: float, before: float | None) -> float:
-        """Sound of an utterance said at `began` leaves, the last left at `before`; the moment."""
+    def heard(self, began: float | None, before: float | None) -> float:
+        """Sound of an utterance leaves; the moment.
+
+        `began`: when it was said, None where it had to wait for an earlier one of its own reply,
+        which says nothing of the engine. `before`: when its last sound left.
+        """
         now = time.monotonic()
-        if before is None:
-            self.first_audio.observe(now - began)
-        else:
+        self.audio.inc(FRAME_SECONDS)
+        if before is not None:
             self.frame_gap.observe(now - before)
+        elif began is not None:
+            self.first_audio.observe(now - began)
         return now
 
-    def render(self, status: EngineStatus) -> bytes:
+    def ended(self, done: Done, *, first: bool) -> None:
+        """An utterance came to its end, whatever the reason; `first`: none of its reply was before
+        it."""
+        self.utterances.labels(str(done.reason)).inc()
+        if first:
+            self.queue.observe(done.timings.queued)
+
+    def render(
+        self, status: EngineStatus, info: EngineInfo | None, *, clients: int, draining: bool
+    ) -> bytes:
         """The text of `/metrics`."""
-        self._ready.set(status.ready)
-        for name, gauge in self._gauges.items():
-            gauge.set(getattr(status, name))
-        return generate_latest(self._registry)
+        self._ready.set(status.ready and not draining)
+        self._draining.set(draining)
+        self._clients.set(clients)
+        if info is not None:
+            self._info.labels(__version__, info.model, info.device, info.dtype).set(1)
+        for field, gauge in self._gauges.items():
+            gauge.set(getattr(status, field))
+        return generate_latest(self.registry)
+
+
+def _histogram(
+    registry: CollectorRegistry, name: str, help: str, buckets: tuple[float, ...]
+) -> Histogram:
+    return Histogram(f"csm_{name}_seconds", help, buckets=buckets, registry=registry)

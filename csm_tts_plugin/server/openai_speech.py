@@ -37,12 +37,12 @@ async def speak(request: web.Request) -> web.StreamResponse:
     takes half a speech for a whole one.
     """
     state = request.app[STATE]
-    require_key(request, state.config)
+    key = require_key(request, state.config)
     state.check_open()
     asked = read_request(await _body(request), state.config.limits)
     info = state.engine.info()
     voice = await asyncio.to_thread(resolve, asked.voice, state.config, info)
-    with Speech(state, asked.sentences, voice, asked.sampling) as speech:
+    with Speech(state, asked.sentences, voice, asked.sampling, key=key) as speech:
         watch = asyncio.create_task(_watch(request, speech), name="csm-speech-watch")
         try:
             return await _stream(request, speech, asked.format)

@@ -31,13 +31,21 @@ class Outbox:
         self._limits = limits
         self._items: deque[_Item] = deque()
         self._filled = asyncio.Event()
+        self._room = asyncio.Event()
         self._closing = False
         self._seconds = 0.0
+        self._texts = 0
 
     @property
     def seconds(self) -> float:
         """Of speech that waits here."""
         return self._seconds
+
+    async def room(self) -> None:
+        """Until few enough messages wait that answers to more may be added."""
+        while self._texts >= self._limits.output_messages:
+            self._room.clear()
+            await self._room.wait()
 
     def put(self, text: str) -> None:
         self._append(_Item(text))
@@ -72,6 +80,8 @@ class Outbox:
             while self._items:
                 item = self._items.popleft()
                 self._seconds -= item.seconds
+                self._texts -= item.sound is None
+                self._room.set()
                 async with asyncio.timeout(self._limits.stalled_reader_s):
                     await self._send(item)
             if self._closing:
@@ -87,4 +97,5 @@ class Outbox:
     def _append(self, item: _Item) -> None:
         self._items.append(item)
         self._seconds += item.seconds
+        self._texts += item.sound is None
         self._filled.set()

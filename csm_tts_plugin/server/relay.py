@@ -23,11 +23,27 @@ class Owner(Protocol):
 
 
 class Relay:
-    """Receives an utterance's events on the event loop; `id` is the client's name for it."""
+    """Receives an utterance's events on the event loop; `id` is the client's name for it.
 
-    def __init__(self, id: str, rate: int, owner: Owner, outbox: Outbox, metrics: Metrics) -> None:
+    `first`: none of its conversation is before it. `deadline_s`: for its first sound, from when it
+    is its turn.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        rate: int,
+        owner: Owner,
+        outbox: Outbox,
+        metrics: Metrics,
+        *,
+        first: bool,
+        deadline_s: float,
+    ) -> None:
         self.id = id
+        self.deadline_s = deadline_s
         self.engine_id: str | None = None
+        self._first = first
         self._rate = rate
         self._owner = owner
         self._outbox = outbox
@@ -39,6 +55,11 @@ class Relay:
         self._began = time.monotonic()
         self._heard: float | None = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether there has been sound of it."""
+        return self._heard is not None
+
     def silence(self) -> None:
         """Nothing more of its sound is sent; its end is still told."""
         self._silenced = True
@@ -48,11 +69,14 @@ class Relay:
         self._detached = True
 
     def receive(self, event: Event) -> None:
+        if isinstance(event, Done):
+            self._metrics.ended(event, first=self._first)
         if self._detached:
             return
         match event:
             case Audio():
-                self._heard = self._metrics.heard(self._began, self._heard)
+                began = self._began if self._first else None
+                self._heard = self._metrics.heard(began, self._heard)
                 self._send(self._resampler.push(event.samples), event.frame)
             case Done():
                 self._send(self._resampler.flush(), event.frames)
@@ -82,6 +106,5 @@ class Relay:
             "first_audio": timings.first_audio,
             "total": timings.total,
         }
-        self._metrics.utterances.labels(reason).inc()
         self._outbox.put(encode(DoneMessage(self.id, done.frames, reason, seconds)))
         self._owner.ended(self)

@@ -72,7 +72,7 @@ def _vouched() -> Consent:
 
 async def seed_socket(request: web.Request) -> web.StreamResponse:
     state = request.app[STATE]
-    require_key(request, state.config)
+    key = require_key(request, state.config)
     state.check_open()
     limits = state.config.limits
     socket = web.WebSocketResponse(
@@ -84,7 +84,7 @@ async def seed_socket(request: web.Request) -> web.StreamResponse:
     await socket.prepare(request)
     transport = request.transport
     try:
-        await SeedSocket(state, socket).run()
+        await SeedSocket(state, socket, key).run()
     finally:
         if transport is not None:
             transport.abort()
@@ -92,8 +92,9 @@ async def seed_socket(request: web.Request) -> web.StreamResponse:
 
 
 class SeedSocket:
-    def __init__(self, state: ServerState, socket: web.WebSocketResponse) -> None:
+    def __init__(self, state: ServerState, socket: web.WebSocketResponse, key: int) -> None:
         self._state = state
+        self._key = key
         self._socket = socket
         self._limits = state.config.limits
         self._requests: asyncio.Queue[str] = asyncio.Queue()
@@ -167,7 +168,7 @@ class SeedSocket:
     async def _answer(self, text: str) -> None:
         self._state.check_open()
         request = await asyncio.to_thread(read_request, text, self._limits)
-        with Speech(self._state, request.sentences, request.voice) as speech:
+        with Speech(self._state, request.sentences, request.voice, key=self._key) as speech:
             async with aclosing(speech.pieces()) as pieces:
                 async for piece in pieces:
                     sound = base64.b64encode(to_pcm16(piece)).decode("ascii")

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from functools import partial
+from math import inf
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
@@ -35,7 +36,8 @@ from ..protocol import (
     encode,
     parse_client,
 )
-from .access import same_key, wrong_key
+from .access import which_key, wrong_key
+from .admission import Admitted
 from .faults import as_csm_error
 from .outbox import Outbox
 from .relay import Relay
@@ -46,33 +48,40 @@ logger = logging.getLogger("csm_tts_plugin.server")
 
 _FAREWELL_S = 1.0
 """For a client to take a last word and to close, before the connection is cut."""
+_RETRY_S = 1.0
+"""After a sentence was given up: half a sentence of somebody else's."""
 
 
 class Session:
     """Runs in the task of its request; the relays of its utterances report to it."""
 
-    def __init__(
-        self, state: ServerState, socket: web.WebSocketResponse, *, authorized: bool
-    ) -> None:
+    def __init__(self, state: ServerState, socket: web.WebSocketResponse, key: int | None) -> None:
+        """`key`: the number of the client's; None where it is still to come, with `open`."""
         self._state = state
         self._socket = socket
-        self._authorized = authorized
+        self._key = key
         self._limits = state.config.limits
         self._outbox = Outbox(socket, self._limits)
+        self._admitted: Admitted | None = None
         self._conversation: str | None = None
         self._opening = Open()
         self._sampling = Sampling()
         self._relays: dict[str, Relay] = {}
+        """In the order in which they are spoken."""
+        self._deadline: asyncio.TimerHandle | None = None
+        """Of the one whose turn it is."""
         self._continues = False
+        """The reply goes on, although all that was said of it may have been spoken."""
         self._failure: CsmError | None = None
         self._ended = asyncio.Event()
 
     @property
     def speaking(self) -> bool:
-        return bool(self._relays)
+        return bool(self._relays) or self._continues
 
     def ended(self, relay: Relay) -> None:
         self._relays.pop(relay.id, None)
+        self._next_turn()
         self._state.changed.set()
 
     def fail(self, error: CsmError) -> None:
@@ -118,6 +127,10 @@ class Session:
         relays, self._relays = self._relays, {}
         for relay in relays.values():
             relay.detach()
+        self._continues = False
+        self._next_turn()
+        if self._admitted is not None:
+            self._admitted.close()
         if self._conversation is not None:
             self._state.engine.close(self._conversation)
             logger.info("conversation %s closed", self._conversation)
@@ -125,6 +138,7 @@ class Session:
 
     async def _receive(self) -> None:
         while True:
+            await self._outbox.room()
             try:
                 message = await self._socket.receive(timeout=self._patience())
             except TimeoutError:
@@ -171,11 +185,14 @@ class Session:
                 self._ended.set()
 
     async def _open(self, message: Open) -> None:
-        if not self._authorized and not same_key(message.key, self._state.config.key):
+        if self._key is None:
+            self._key = which_key(message.key, self._state.config.keys)
+        if self._key is None:
             raise wrong_key()
-        self._authorized = True
         self._state.check_open()
         engine = self._state.engine
+        if self._admitted is None:
+            self._admitted = self._state.admission.admit(self._key)
         prompt = await asyncio.to_thread(resolve, message.voice, self._state.config, engine.info())
         if self._ended.is_set():  # while the voice was read
             return
@@ -198,7 +215,22 @@ class Session:
             self._state.engine.add_turn(self._conversation, turn)
 
     def _say(self, message: Say) -> None:
-        assert self._conversation is not None
+        self._check_say(message)
+        relay = Relay(
+            message.id,
+            self._opening.rate,
+            self,
+            self._outbox,
+            self._state.metrics,
+            first=not self._relays,
+            deadline_s=min(message.deadline or inf, self._limits.answer_s),
+        )
+        try:
+            self._hand_over(relay, message)
+        finally:
+            self._next_turn()
+
+    def _check_say(self, message: Say) -> None:
         if not self._continues:
             self._state.check_open()
         if message.id in self._relays:
@@ -207,7 +239,11 @@ class Session:
             raise BusyError(
                 f"{len(self._relays)} sentences of this conversation wait already.", retry_after=1.0
             )
-        relay = Relay(message.id, self._opening.rate, self, self._outbox, self._state.metrics)
+
+    def _hand_over(self, relay: Relay, message: Say) -> None:
+        assert self._conversation is not None
+        assert self._admitted is not None
+        self._admitted.speak()
         relay.engine_id = self._state.engine.say(
             self._conversation,
             message.text,
@@ -216,10 +252,37 @@ class Session:
             max_seconds=message.max_seconds,
             more=message.more,
         )
-        self._relays[message.id] = relay
+        self._relays[relay.id] = relay
         self._continues = message.more
 
+    def _next_turn(self) -> None:
+        """Whatever began or ended: watch the one whose turn it is; hold a place while there is
+        one."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        turn = next(iter(self._relays.values()), None)
+        if turn is not None and not turn.begun:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(turn.deadline_s, self._too_late, turn)
+        if turn is None and self._admitted is not None:
+            self._admitted.rest()
+
+    def _too_late(self, relay: Relay) -> None:
+        """Past its deadline nobody waits for it any more: its slot, or its turn, goes to others."""
+        if relay.begun or self._relays.get(relay.id) is not relay:
+            return
+        assert relay.engine_id is not None
+        relay.detach()
+        self._state.engine.cancel(relay.engine_id)
+        late = EngineTimeoutError(
+            f"It had no sound within its {relay.deadline_s:g} s, perhaps for want of a free slot.",
+            retry_after=_RETRY_S,
+        )
+        self._tell(late, relay.id)
+        self.ended(relay)
+
     def _cancel(self, id: str) -> None:
+        self._continues = False  # a client that cancels has stopped its reply
         self._outbox.drop_sound(id)  # also of one that the engine has made, but not yet sent
         relay = self._relays.get(id)
         if relay is not None and relay.engine_id is not None:

@@ -17,6 +17,7 @@ from typing import Self
 from ..engine.api import Audio, Done, Event, Failed, Samples, Sampling, VoicePrompt
 from ..errors import BusyError, CsmError, EngineTimeoutError, TextError
 from ..text import SentenceSplitter, speakable
+from .admission import Admitted
 from .state import ServerState
 
 _AHEAD = 2
@@ -46,15 +47,21 @@ class Speech:
         sentences: list[str],
         voice: VoicePrompt | None,
         sampling: Sampling | None = None,
+        *,
+        key: int,
     ) -> None:
+        """`key`: the number of the client's, see `access`."""
         self._state = state
+        self._key = key
+        self._admitted: Admitted | None = None
         self._waiting = deque(sentences)
         self._voice = voice
         self._sampling = sampling
         self._conversation: str | None = None
         self._incoming: asyncio.Queue[Event | CsmError] = asyncio.Queue()
         self._with_engine = 0
-        self._said_at = 0.0
+        self._first = True
+        self._said_at: float | None = None
         self._heard_at: float | None = None
 
     @property
@@ -68,8 +75,10 @@ class Speech:
 
     def __enter__(self) -> Self:
         self._state.check_open()
-        self._conversation = self._state.engine.open(self._voice, self._sampling)
+        self._admitted = self._state.admission.admit(self._key)
         try:
+            self._admitted.speak()
+            self._conversation = self._state.engine.open(self._voice, self._sampling)
             self._say()
         except BaseException:
             self._release()
@@ -107,8 +116,8 @@ class Speech:
         if isinstance(event, Audio):
             self._heard_at = metrics.heard(self._said_at, self._heard_at)
         elif isinstance(event, Done):
-            metrics.utterances.labels(str(event.reason)).inc()
-            self._said_at, self._heard_at = time.monotonic(), None
+            metrics.ended(event, first=self._first)
+            self._first, self._said_at, self._heard_at = False, None, None
         self._incoming.put_nowait(event)
 
     async def _next(self) -> Event:
@@ -155,3 +164,5 @@ class Speech:
         if self._conversation is not None:
             self._state.engine.close(self._conversation)
             self._conversation = None
+        if self._admitted is not None:
+            self._admitted.close()

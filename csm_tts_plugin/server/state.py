@@ -13,6 +13,7 @@ from aiohttp import web
 from ..config import ServerConfig
 from ..engine.api import SpeechEngine
 from ..errors import CsmError, UnavailableError
+from .admission import Admission
 from .bridge import Bridge
 from .metrics import Metrics
 
@@ -31,11 +32,17 @@ class ServerState:
     engine: SpeechEngine
     config: ServerConfig
     bridge: Bridge
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: Metrics = field(init=False)
+    admission: Admission = field(init=False)
     sessions: set[Speaker] = field(default_factory=set)
     draining: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever an utterance or a session has ended."""
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.config.restarts)
+        keys = len(self.config.keys)
+        self.admission = Admission(keys, self.config.limits, self.engine.status)
 
     def check_open(self) -> None:
         """Raises UnavailableError while the server is on its way out."""

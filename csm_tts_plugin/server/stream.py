@@ -13,9 +13,8 @@ async def stream(request: web.Request) -> web.StreamResponse:
     """A wrong key is refused before the upgrade; one may also come with `open`."""
     state = request.app[STATE]
     state.check_open()
-    given = bearer(request)
-    if given is not None:
-        require_key(request, state.config)
+    shown = bearer(request) is not None or not state.config.keys
+    key = require_key(request, state.config) if shown else None
     limits = state.config.limits
     socket = web.WebSocketResponse(
         compress=False,  # speech does not compress, and what does not inflate is no bomb
@@ -26,8 +25,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     await socket.prepare(request)
     transport = request.transport
     try:
-        authorized = given is not None or state.config.key is None
-        await Session(state, socket, authorized=authorized).run()
+        await Session(state, socket, key).run()
     finally:
         if transport is not None:
             transport.abort()

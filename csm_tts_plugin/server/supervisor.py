@@ -55,7 +55,7 @@ class EngineProcess:
     ) -> None:
         server = server or ServerConfig(port=0)
         self._config = config
-        self._server = replace(server, key=server.key or secrets.token_urlsafe(32))
+        self._server = server if server.keys else replace(server, key=secrets.token_urlsafe(32))
         self._start_timeout = start_timeout
         self._on_progress = on_progress or (lambda line: logger.info("%s", line))
         self._command = tuple(command)
@@ -64,14 +64,15 @@ class EngineProcess:
         self._process: subprocess.Popen[str] | None = None
         self._ready: Future[str] = Future()
         self._was_ready = False
+        self._restarts = 0
         self._stopping = threading.Event()
         # Its own thread, to its end: the kernel takes the thread that forked for the parent.
         self._thread = threading.Thread(target=self._supervise, name="csm-supervisor", daemon=True)
 
     @property
     def key(self) -> str:
-        assert self._server.key is not None
-        return self._server.key
+        """The one that its clients show."""
+        return self._server.keys[0]
 
     @property
     def url(self) -> str:
@@ -154,6 +155,7 @@ class EngineProcess:
                 return self._settle(error)
             if time.monotonic() - began > _STEADY_S:
                 delay = _BACKOFF_S[0]
+            self._restarts += 1
             logger.warning("%s It is started again in %.2f s.", error.message, delay)
             self._stopping.wait(delay)
             delay = min(2 * delay, _BACKOFF_S[1])
@@ -212,12 +214,12 @@ class EngineProcess:
         }
         given = [f"{name}={value}" for name, value in options.items() if value is not None]
         graphs = [] if config.cuda_graphs else ["--no-cuda-graphs"]
-        return ["--supervised", *given, *graphs]
+        return ["--supervised", f"--restarts={self._restarts}", *given, *graphs]
 
     def _environment(self, env: Mapping[str, str]) -> dict[str, str]:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [env.get("PYTHONPATH")])]
-        own = {"CSM_ENGINE_KEY": self.key, "PYTHONPATH": os.pathsep.join(paths)}
+        own = {"CSM_ENGINE_KEY": ",".join(self._server.keys), "PYTHONPATH": os.pathsep.join(paths)}
         if self._server.voices_dir is not None:
             own["CSM_VOICES_DIR"] = str(self._server.voices_dir)
         # Threads of torch that spin while they wait take the cores from everybody else's calls.

@@ -22,6 +22,7 @@ from ..protocol import STOCK_VOICE
 from ..voices.store import VoiceStore
 from ..voices.voice import Consent, Voice, check_id
 from .access import require_key
+from .faults import json_error
 from .state import STATE
 
 _FIELD_BYTES = 16 * 2**10
@@ -51,8 +52,14 @@ async def add_voice(request: web.Request) -> web.Response:
 
 
 async def delete_voice(request: web.Request) -> web.Response:
-    """204; conversations that speak in it keep it to their end, nobody else gets it again."""
+    """204, or 404 where there is none.
+
+    Conversations that speak in it keep it to their end, nobody else gets it again.
+    """
     store, id = _store(request), check_id(request.match_info["id"])
+    if not await asyncio.to_thread(store.has, id):
+        missing = VoiceError(f"There is no voice {id}; list those there are.")
+        return json_error(missing, status=404)
     key = await asyncio.to_thread(_remove, store, id)
     if key is not None:
         request.app[STATE].engine.forget_voice(key)

@@ -88,6 +88,10 @@ class VoiceStore:
         )
         return voice
 
+    def has(self, id: str) -> bool:
+        """Whether anything is kept under this id, whole or not. Raises VoiceError for no id."""
+        return any(path.exists() for path in self._paths(check_id(id)))
+
     def list(self) -> list[StoredVoice]:
         """Every voice in the folder by id, with those that cannot be loaded and why."""
         ids = {path.stem for path in self._files() if path.suffix in (".wav", ".json")}

@@ -13,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 
-from tests.server.conftest import limits_of, pitch, serving, until
+from tests.server.conftest import figure, limits_of, pitch, serving, until
 from tests.support.stand_in_engine import AMPLITUDE, StandInEngine, frames_of, pitch_of
 
 LINE = "It is a fine day to be heard from start to end."
@@ -172,13 +172,9 @@ async def test_openais_client_comes_back_when_a_slot_is_free(server):
     server.engine.mode = "busy"
     async with client_of(server, max_retries=2) as client:
         task = asyncio.create_task(client.audio.speech.create(**asked(response_format="pcm")))
-        await until(lambda: b'csm_errors_total{code="busy"}' in figures(server))
+        await until(lambda: figure(server, "csm_errors_total", code="busy"))
         server.engine.mode = "normal"
         assert len((await task).content) == 2 * SAMPLES
-
-
-def figures(server):
-    return server.state.metrics.render(server.engine.status())
 
 
 async def test_an_engine_that_fails_before_the_first_sound_has_a_status(server, openai_client):
