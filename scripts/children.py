@@ -54,6 +54,10 @@ class Child:
         """The exit code; None while it runs."""
         return self._process.poll()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait(self, limit_s: float) -> int | None:
         """The exit code, all lines being read; None when it still runs after `limit_s`."""
         try:
