@@ -11,6 +11,7 @@ import threading
 import time
 import zlib
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -228,7 +229,8 @@ class StandInEngine:
                 self._changed.wait_for(lambda: self._stopping or self._waiting(), timeout=1.0)
                 if self._stopping:
                     return self._end_all()
-                events = [event for one in self._heads() if (event := self._step(one))]
+                events = [event for one in self.conversations.values() for event in self._drop(one)]
+                events += [event for one in self._heads() if (event := self._step(one))]
             for sink, event in events:
                 sink(event)
             time.sleep(SLOW_FRAME_S if self.mode == "slow" else self.frame_s)
@@ -237,12 +239,15 @@ class StandInEngine:
         ready = [one for one in self.conversations.values() if one.waiting]
         return ready[: self.slots]
 
-    def _step(self, conversation: _Conversation) -> tuple[Sink, Event] | None:
+    def _drop(self, conversation: _Conversation) -> Iterator[tuple[Sink, Event]]:
+        """What was cancelled, whether it had a slot or waits for one."""
         for one in list(conversation.waiting):
             if one.cancelled:
                 conversation.waiting.remove(one)
                 self.cancelled.append(one.text)
-                return one.sink, one.end(Reason.CANCELLED)
+                yield one.sink, one.end(Reason.CANCELLED)
+
+    def _step(self, conversation: _Conversation) -> tuple[Sink, Event] | None:
         one = conversation.waiting[0]
         if self.mode == "stalled":
             return None
