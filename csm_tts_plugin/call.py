@@ -96,8 +96,8 @@ class Call:
     """`connect` gives the client of a running engine, each time the same one."""
 
     def __init__(self, connect: Connect, manner: Manner) -> None:
-        self.manner = manner
-        """Of a conversation that is opened ahead of a reply."""
+        self._wanted = manner
+        """How the next sentence is to be spoken; `_manner` is how the engine speaks."""
         self.acquired = 0.0
         """Seconds that the last `say` waited for its conversation."""
         self.reused = False
@@ -106,16 +106,31 @@ class Call:
         self._lock = asyncio.Lock()
         self._conversation: Conversation | None = None
         self._manner: Manner | None = None
-        self._person: str | None = None
-        """Whose private voice the last conversation spoke in."""
+        self._person = _person(manner)
+        """Whose private voice it speaks in."""
         self._turns: deque[_Turn] = deque()
         self._told: deque[_Turn] = deque(maxlen=_TURNS_KEPT)
         self._ahead: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
+    @property
+    def manner(self) -> Manner:
+        """How the next sentence is spoken."""
+        return self._wanted
+
+    def change(self, manner: Manner) -> None:
+        """Speak so from the next sentence on, also in the middle of a reply. Returns at once.
+
+        The engine is told now, so that it reads a new voice while nobody waits for it, and forgets
+        one that is given up: no reply need follow.
+        """
+        self._wanted = manner
+        self._forget(manner)
+        if self._conversation is not None:
+            self.open_ahead()
+
     async def say(
         self,
-        manner: Manner,
         text: str,
         *,
         more: bool,
@@ -130,8 +145,7 @@ class Call:
         began = loop.time()
         async with self._lock:
             self.reused = self._open is not None
-            conversation = await self._with_manner(manner)
-            await self._tell(conversation)
+            conversation = await self._ready()
             self.acquired = loop.time() - began
             return await conversation.say(text, more=more, max_seconds=max_seconds, timeout=timeout)
 
@@ -181,16 +195,20 @@ class Call:
 
     async def _prepare(self) -> None:
         try:
-            while True:
+            while self._open is None or self._turns or self._manner != self._wanted:
                 async with self._lock:
-                    # An open conversation keeps its manner: a reply may be speaking in it.
-                    conversation = self._open or await self._with_manner(self.manner)
-                    await self._tell(conversation)
-                if not self._turns:
-                    return
+                    await self._ready()
         except CsmError as error:
             level = logging.INFO if error.retryable else logging.WARNING
             logger.log(level, "no conversation ahead of the reply: %s", error)
+
+    async def _ready(self) -> Conversation:
+        """The conversation, in the manner and with the turns of now. The lock is held."""
+        conversation = await self._with_manner(self._wanted)
+        await self._tell(conversation)
+        while self._manner != self._wanted:  # changed meanwhile
+            conversation = await self._with_manner(self._wanted)
+        return conversation
 
     def _forget(self, manner: Manner) -> None:
         """Whose voice is given up is forgotten with it: their turns are told to nobody again."""
@@ -201,7 +219,6 @@ class Call:
             self._told = deque(told, maxlen=_TURNS_KEPT)
 
     async def _with_manner(self, manner: Manner) -> Conversation:
-        self._forget(manner)
         if (conversation := self._open) is None:
             return await self._reopen(manner)
         if self._manner != manner:
@@ -227,8 +244,9 @@ class Call:
         while self._turns:
             turn = self._turns[0]
             await asyncio.to_thread(turn.encode)
-            await conversation.turn(turn.who, turn.text, turn.encoded)
-            self._told.append(self._turns.popleft())
+            if self._turns and self._turns[0] is turn:  # not given up meanwhile
+                await conversation.turn(turn.who, turn.text, turn.encoded)
+                self._told.append(self._turns.popleft())
 
 
 def _person(manner: Manner) -> str | None:

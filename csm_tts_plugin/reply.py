@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from .audio.resample import StreamResampler, from_pcm16, to_pcm16
-from .call import Call, Manner
+from .call import Call
 from .client import Utterance
 from .config import SAMPLE_RATE
 from .errors import BusyError, EngineError, EngineTimeoutError, UnavailableError
@@ -57,14 +57,6 @@ def numbered(sentences: list[str], *, more_to_come: bool) -> Iterator[Sentence]:
         yield Sentence(sentence, more=at < last or more_to_come)
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
-    """What may be changed between replies."""
-
-    manner: Manner
-    max_seconds: float | None = None
-
-
 @dataclass(eq=False, slots=True)
 class _Said:
     """A sentence on its way; `utterance` is None where there is nothing to speak in it."""
@@ -91,22 +83,26 @@ class Reply:
     """One task says each sentence as soon as it is known, so that the engine goes from one to the
     next without a gap; the other takes their sound in order.
 
-    `style` is asked once, when the first sentence is there: a reply ends as it began.
+    `max_seconds` is asked for each sentence; the voice is that of the call when one is begun.
 
     An engine that is lost once sound has been heard ends nothing: the sentence it did not finish is
     spoken again from its beginning, and those after it, where the next conversation is had.
     """
 
     def __init__(
-        self, call: Call, style: Callable[[], Style], sink: Sink, rate: int, timeout: float
+        self,
+        call: Call,
+        max_seconds: Callable[[], float | None],
+        sink: Sink,
+        rate: int,
+        timeout: float,
     ) -> None:
         self._call = call
-        self._style = style
+        self._max_seconds = max_seconds
         self._sink = sink
         self._rate = rate
         self._timeout = timeout
         self._resampler = StreamResampler(SAMPLE_RATE, rate)
-        self._chosen: Style | None = None
         self._said: asyncio.Queue[_Said | Exception | None] = asyncio.Queue(_AHEAD)
         self._unheard: deque[_Said] = deque()
         """All that was said and not played to its end, in order."""
@@ -137,7 +133,6 @@ class Reply:
             saying.cancel()
             await asyncio.wait([saying])
             await self._cancel()  # what was said while the task ended
-            self._chosen = None  # a caller's voice is not kept for longer than it is spoken with
 
     async def _cancel(self) -> None:
         for utterance in self._utterances:
@@ -147,7 +142,6 @@ class Reply:
         try:
             async with aclosing(sentences):
                 async for sentence in sentences:
-                    self._chosen = self._chosen or self._style()
                     async with self._saying:
                         await self._say_lost_again()
                         said = _Said(sentence, await self._say_somewhere(sentence))
@@ -180,16 +174,15 @@ class Reply:
 
     async def _say(self, sentence: Sentence) -> Utterance | None:
         """None where there is nothing to speak."""
-        text, style = speakable(sentence.text), self._chosen
-        if not text or style is None:
+        text = speakable(sentence.text)
+        if not text:
             return None
         try:
             async with asyncio.timeout(self._timeout):
                 utterance = await self._call.say(
-                    style.manner,
                     text,
                     more=sentence.more,
-                    max_seconds=style.max_seconds,
+                    max_seconds=self._max_seconds(),
                     timeout=self._timeout,
                 )
         except TimeoutError:

@@ -43,7 +43,7 @@ from .errors import (
     RequestError,
     UnavailableError,
 )
-from .reply import Reply, Sentence, Sentences, Style, numbered
+from .reply import Reply, Sentence, Sentences, numbered
 from .text import SentenceSplitter
 from .voices.voice import Voice
 
@@ -98,7 +98,7 @@ class TTS(tts.TTS[Any]):
         self._model = model or config.model
         self._engine = engine_for(replace(config, model=self._model), engine_url, api_key)
         manner = Manner(wire_voice(voice), temperature, top_k, seed)
-        self._style = Style(manner, check_seconds(max_seconds))
+        self._max_seconds = check_seconds(max_seconds)
         self._tokenizer = tokenizer
         self._call = Call(self._engine.client, manner)
         self._streams: weakref.WeakSet[SynthesizeStream | ChunkedStream] = weakref.WeakSet()
@@ -134,18 +134,21 @@ class TTS(tts.TTS[Any]):
         seed: NotGivenOr[int | None] = NOT_GIVEN,
         max_seconds: NotGivenOr[float | None] = NOT_GIVEN,
     ) -> None:
-        """For the replies that begin after it; one that has begun ends as it began.
+        """From the next sentence on, also within a reply; what is being spoken ends as it began.
 
-        Raises ConfigError, VoiceError, and changes nothing then.
+        The engine is told of a voice at once: it reads it ahead, and forgets the one given up.
+        Sampling and `max_seconds` count for what is handed to it from now on; up to four sentences
+        of a reply may be there already. Raises ConfigError, VoiceError, and changes nothing then.
         """
         changes: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "seed": seed}
         changes = {name: value for name, value in changes.items() if utils.is_given(value)}
         if utils.is_given(voice):
             changes["voice"] = wire_voice(voice)
-        style = replace(self._style, manner=replace(self._style.manner, **changes))
+        manner = replace(self._call.manner, **changes)
         if utils.is_given(max_seconds):
-            style = replace(style, max_seconds=check_seconds(max_seconds))
-        self._style, self._call.manner = style, style.manner
+            self._max_seconds = check_seconds(max_seconds)
+        if manner != self._call.manner:
+            self._call.change(manner)
 
     def add_turn(
         self,
@@ -174,7 +177,9 @@ class TTS(tts.TTS[Any]):
         self._call.open_ahead()
 
     def _reply(self, emitter: tts.AudioEmitter, timeout: float) -> Reply:
-        return Reply(self._call, lambda: self._style, _Sink(emitter), self.sample_rate, timeout)
+        return Reply(
+            self._call, lambda: self._max_seconds, _Sink(emitter), self.sample_rate, timeout
+        )
 
     async def aclose(self) -> None:
         for stream in list(self._streams):

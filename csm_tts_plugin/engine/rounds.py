@@ -56,7 +56,10 @@ class Rounds:
     def set_voice(self, conversation: Conversation, voice: VoicePrompt | None) -> None:
         """At once, or after the utterance being spoken."""
         if conversation.speaking:
-            conversation.waiting_voice = [voice]
+            waiting = conversation.waiting_voice
+            gone = {_given_up(one, voice) for one in (conversation.voice, *waiting)}
+            turns = [turn for turn in conversation.waiting_turns if turn.speaker not in gone]
+            conversation.waiting_voice, conversation.waiting_turns = [voice], turns
             return
         try:
             positions = self._voice_positions(voice)
@@ -72,7 +75,7 @@ class Rounds:
         conversation.voice, conversation.broken = voice, None
         conversation.speakers.clear()
         # Whose voice is given up is forgotten with it: their turns go too.
-        gone = old.speaker if old and (voice is None or voice.speaker != old.speaker) else None
+        gone = _given_up(old, voice)
         kept = [r for r in conversation.records if not r.ours and r.name != gone]
         conversation.records = deque(kept)
         conversation.context.set_voice(positions, [[self._write(conversation, r)] for r in kept])
@@ -343,6 +346,11 @@ class Rounds:
         if not any(other.voice_key == key for other in others):
             self._voices.pop(key, None)
             self._runner.forget_voice(key)
+
+
+def _given_up(old: VoicePrompt | None, new: VoicePrompt | None) -> str | None:
+    """Whose voice `old` was, unless `new` is theirs too."""
+    return None if old is None or (new and new.speaker == old.speaker) else old.speaker
 
 
 def _speaking(conversation: Conversation) -> Utterance:

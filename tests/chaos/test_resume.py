@@ -15,7 +15,7 @@ from csm_tts_plugin.call import Call, Manner
 from csm_tts_plugin.client import EngineClient
 from csm_tts_plugin.config import FRAME_SAMPLES, EngineConfig, ServerConfig
 from csm_tts_plugin.errors import UnavailableError
-from csm_tts_plugin.reply import Reply, Style, numbered
+from csm_tts_plugin.reply import Reply, numbered
 from csm_tts_plugin.server.supervisor import EngineProcess
 from tests.server.conftest import serving, until
 from tests.server.test_process import STAND_IN, run_where_the_tests_are  # noqa: F401
@@ -71,9 +71,9 @@ async def slowly(sentences):
 
 
 async def speak(connect, ear, sentences):
-    call, style = Call(connect, Manner()), Style(Manner(), max_seconds=1.6)
+    call = Call(connect, Manner())
     try:
-        reply = Reply(call, lambda: style, ear, 24_000, TIMEOUT_S)
+        reply = Reply(call, lambda: 1.6, ear, 24_000, TIMEOUT_S)
         await reply.speak(slowly(sentences), lambda call: None)
     finally:
         await call.aclose()

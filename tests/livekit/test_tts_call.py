@@ -191,7 +191,7 @@ async def test_a_reply_cancelled_while_its_conversation_opens_leaves_nothing(ser
 # Options
 
 
-async def test_options_take_effect_with_the_next_reply(server, speaker):
+async def test_options_take_effect_with_the_next_sentence(server, speaker):
     ada, bob = voice("Ada"), voice("Bob")
     speaker.update_options(voice=ada, temperature=0.5, top_k=10, seed=3, max_seconds=9.0)
     server.engine.mode = "slow"
@@ -207,8 +207,8 @@ async def test_options_take_effect_with_the_next_reply(server, speaker):
     speaker.update_options(voice=None)
     await speak(speaker, ONE, how="synthesize")
     heard = server.engine.heard
-    assert [one.voice for one in heard] == [ada.key, ada.key, bob.key, None]
-    assert [one.sampling.temperature for one in heard] == [0.5, 0.5, 0.9, 0.9]
+    assert [one.voice for one in heard] == [ada.key, bob.key, bob.key, None]
+    assert [one.sampling.temperature for one in heard] == [0.5, 0.9, 0.9, 0.9]
     assert {(one.sampling.top_k, one.sampling.seed, one.max_seconds) for one in heard} == {
         (10, 3, 9.0)
     }
@@ -249,10 +249,10 @@ async def test_options_that_cannot_work_are_refused_at_once(server, speaker, opt
     with pytest.raises(error):
         TTS(**({"engine_url": server.url} | options))
     if not {"sample_rate", "engine_url"} & options.keys():
-        before = speaker._style
+        before = speaker._call.manner
         with pytest.raises(error):
             speaker.update_options(**options)
-        assert speaker._style is before
+        assert speaker._call.manner is before
 
 
 async def test_the_environment_names_the_engine_and_its_key(monkeypatch):
@@ -383,4 +383,4 @@ async def test_no_text_sound_or_name_of_a_caller_is_logged(server, speaker, capl
     ours = "".join(
         record.getMessage() for record in caplog.records if record.name.startswith("csm_tts")
     )
-    assert "canary" not in (ours + repr(speaker._style) + repr(speaker._call)).lower()
+    assert "canary" not in (ours + repr(speaker._call.manner) + repr(speaker._call)).lower()

@@ -188,7 +188,7 @@ async def test_a_wrong_key_is_refused_once_and_no_key_or_text_is_told(caplog):
             assert caught.value.status_code == 401
             assert len(events.errors) == 1
             told = caplog.text + repr(speaker) + repr(caught.value) + str(caught.value)
-            told += repr(speaker._engine) + repr(speaker._call) + repr(speaker._style)
+            told += repr(speaker._engine) + repr(speaker._call) + repr(speaker._call.manner)
             assert "canary" not in told
         async with TTS(engine_url=server.url, api_key="right-key-canary") as speaker:
             assert (await speak(speaker, FIRST)).sounds_like(FIRST)
