@@ -1,0 +1,220 @@
+"""A telephone at a real LiveKit server: when the agent speaks to it, and what a hang-up leaves.
+
+The agent's session runs in this process, so that its every frame and every event is seen; its
+engine is a stand-in that speaks a tone at once, so that a first word has an edge to look at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from livekit.agents import AgentSession, utils
+
+from agent import GREETING, CallAgent
+from csm_tts_plugin import TTS
+from csm_tts_plugin.config import AgentConfig
+from livekit import api, rtc
+from tests.server.conftest import serving
+from tests.support import mulaw
+from tests.support.phone import LIMIT_S, LOUD, Phone, until
+from tests.support.stand_in_engine import AMPLITUDE, pitch_of
+
+pytestmark = [pytest.mark.call, pytest.mark.timeout(300)]
+
+KINDS = [rtc.ParticipantKind.PARTICIPANT_KIND_SIP, rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD]
+
+
+class Job:
+    """What an agent asks of the job that it runs in; only `agent.py start` has LiveKit's own."""
+
+    def __init__(self, room: rtc.Room, livekit: api.LiveKitAPI) -> None:
+        self.room, self.livekit = room, livekit
+        self.ended: list[str] = []
+
+    async def wait_for_participant(self) -> rtc.RemoteParticipant:
+        return await utils.wait_for_participant(self.room, kind=KINDS)
+
+    async def delete_room(self) -> None:
+        await self.livekit.room.delete_room(api.DeleteRoomRequest(room=self.room.name))
+
+    def shutdown(self, reason: str) -> None:
+        self.ended.append(reason)
+
+
+class Watched(CallAgent):
+    """The agent, with all that it gives to be played."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.played = []
+
+    async def tts_node(self, text, model_settings):
+        async for frame in super().tts_node(text, model_settings):
+            self.played.append(np.frombuffer(frame.data, np.int16))
+            yield frame
+
+
+@dataclass
+class Call:
+    agent: Watched
+    job: Job
+    session: AgentSession
+    dial: Callable[[str], Phone]
+    """A telephone that calls, with this status at first."""
+
+    @property
+    def statuses(self):
+        people = self.job.room.remote_participants.values()
+        return [person.attributes.get("sip.callStatus") for person in people]
+
+
+@pytest.fixture
+async def engine():
+    async with serving() as running:
+        running.engine.frame_s = 0.02
+        yield running
+
+
+@asynccontextmanager
+async def answering(server, engine, room_name):
+    """The agent in a room of the server, its job beside it."""
+    room, speech = rtc.Room(), TTS(engine_url=engine.url)
+    async with api.LiveKitAPI(server.url, server.key, server.secret) as livekit:
+        job = Job(room, livekit)
+        token = api.AccessToken(server.key, server.secret).with_identity("agent").with_kind("agent")
+        grants = api.VideoGrants(room_join=True, room=room_name, can_update_own_metadata=True)
+        await asyncio.wait_for(room.connect(server.url, token.with_grants(grants).to_jwt()), 30)
+        session = AgentSession(tts=speech)
+        agent = Watched(job, speech, AgentConfig())
+        await session.start(agent, room=room, record=False)
+        try:
+            yield agent, job, session
+        finally:
+            await asyncio.wait_for(session.aclose(), LIMIT_S)
+            await asyncio.wait_for(speech.aclose(), LIMIT_S)
+            await asyncio.wait_for(room.disconnect(), LIMIT_S)
+
+
+@pytest.fixture
+async def call(livekit_server, engine):
+    """A room with the agent in it."""
+    name = f"call-{secrets.token_hex(4)}"
+    async with answering(livekit_server, engine, name) as (agent, job, session):
+        yield Call(agent, job, session, lambda status: Phone(livekit_server, name, status))
+
+
+def said(engine):
+    return " ".join(text for _, text in engine.engine.said)
+
+
+async def test_nothing_is_said_before_the_telephone_is_answered(call, engine):
+    async with call.dial("dialing") as phone:
+        for status in ("dialing", "ringing", "automation"):
+            await phone.status(status)
+            await until(lambda status=status: call.statuses == [status], status)
+            await until(lambda: not call.session.input.audio_enabled, "deaf while it rings")
+        assert engine.engine.said == []
+        assert not phone.heard_speech
+        await phone.status("active")
+        await until(lambda: phone.heard_speech, "the greeting")
+        assert call.session.input.audio_enabled
+    assert said(engine) == GREETING
+
+
+async def test_the_first_word_follows_silence_and_is_whole(call, engine):
+    async with call.dial("active") as phone:
+        await until(lambda: phone.loud_frames() > 40 and call.agent.played, "the greeting")
+        await until(lambda: phone.quiet_frames > 60, "its end")
+        await call.session.say("And this comes later.")
+        heard = phone.heard
+    silence = np.flatnonzero(np.abs(np.concatenate(call.agent.played).astype(int)) > LOUD)[0]
+    assert 0.2 <= silence / 24_000 <= 0.3
+    later = [frame for frame in call.agent.played if not frame.any()]
+    assert len(later) == 1, "only the call's first sound waits for the line"
+    onset = np.flatnonzero(np.abs(heard.astype(int)) > LOUD)[0]
+    word = heard[onset : onset + mulaw.RATE * 3 // 10].astype(float) / 32_768
+    pitch = pitch_of(engine.engine.said[0][1])
+    # The tone stands at its full level at once, and is the one that was spoken.
+    level = AMPLITUDE / np.sqrt(2)
+    for part in np.split(word, 10)[1:]:
+        assert 0.5 * level < np.sqrt(np.mean(part**2)) < 2 * level
+    strongest = np.argmax(np.abs(np.fft.rfft(word * np.hanning(len(word)))))
+    assert strongest * mulaw.RATE / len(word) == pytest.approx(pitch, abs=10)
+
+
+async def test_a_browser_is_greeted_at_once_and_without_silence(livekit_server, engine):
+    name = f"call-{secrets.token_hex(4)}"
+    async with answering(livekit_server, engine, name) as (agent, job, _):
+        room, token = rtc.Room(), api.AccessToken(livekit_server.key, livekit_server.secret)
+        grants = api.VideoGrants(room_join=True, room=name)
+        token = token.with_identity("browser").with_grants(grants)
+        await asyncio.wait_for(room.connect(livekit_server.url, token.to_jwt()), 30)
+        try:
+            await until(lambda: agent.played, "the greeting")
+        finally:
+            await asyncio.wait_for(room.disconnect(), 30)
+        assert np.abs(agent.played[0].astype(int)).max() > LOUD
+        assert job.ended == [], "a browser may come back"
+
+
+def tasks():
+    return [task.get_name() for task in asyncio.all_tasks()]
+
+
+async def leave(phone):
+    await phone.hang_up()
+
+
+async def tell(phone):
+    await phone.status("hangup")
+
+
+@pytest.mark.parametrize("how", [leave, tell])
+@pytest.mark.parametrize("phase", ["ringing", "greeting", "listening"])
+async def test_a_hang_up_ends_the_job_and_leaves_nothing_at_the_engine(
+    call, engine, phase, how, caplog
+):
+    caplog.set_level(logging.INFO)
+    states = []
+    call.session.on("agent_state_changed", lambda event: states.append(event.new_state))
+    if phase == "greeting":
+        engine.engine.frame_s = 1.0  # it is not over before the hang-up is known
+    async with call.dial("ringing" if phase == "ringing" else "active") as phone:
+        await until(lambda: engine.engine.conversations, "the conversation opened ahead")
+        if phase == "ringing":
+            await until(lambda: call.statuses == ["ringing"], "the agent hears it ring")
+            await until(lambda: not call.session.input.audio_enabled, "the agent waits")
+        else:
+            await until(lambda: engine.engine.utterances, "the engine speaks")
+        if phase == "listening":
+            await until(lambda: states[-2:] == ["speaking", "listening"], "the greeting's end")
+        await how(phone)
+        await until(lambda: call.job.ended, "the job ends")
+        await until(lambda: engine.engine.idle, "the engine is free")
+    await engine.settle()
+    await until(lambda: not [name for name in tasks() if name.startswith("csm-")], "no task left")
+    assert call.job.ended == ["the caller hung up"]
+    assert said(engine) == ("" if phase == "ringing" else GREETING)
+    assert bool(engine.engine.cancelled) == (phase == "greeting")
+    assert caplog.text.count("the caller hung up") == 1
+
+
+async def test_a_telephone_that_nobody_answers_is_given_up(call, engine, monkeypatch, caplog):
+    monkeypatch.setattr("csm_tts_plugin.telephone.Telephone.answered.__defaults__", (0.2,))
+    async with call.dial("ringing") as phone:
+        await until(lambda: call.job.ended, "the job ends")
+        gone = rtc.ConnectionState.CONN_DISCONNECTED
+        await until(lambda: phone.room.connection_state == gone, "the telephone rings no more")
+    await engine.settle()
+    assert engine.engine.said == []
+    (line,) = [r.getMessage() for r in caplog.records if "not answered" in r.getMessage()]
+    assert line == (
+        "the telephone was not answered within 0.2 s (sip.callStatus is ringing); ending the call"
+    )
