@@ -4,12 +4,13 @@ ok = $(shell $(1) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/n
 PYTHON ?= $(or $(call ok,python3),$(call ok,python3.14),$(call ok,python3.13),$(call ok,python3.12),$(call ok,python3.11),python3)
 BIN := .venv/bin
 
-export CALLER CSM_MODEL CSM_DEVICE CSM_ENGINE_URL AGENT_STT AGENT_LLM VOICE_SOURCE
+export PORT CALLER CSM_MODEL CSM_DEVICE CSM_ENGINE_URL AGENT_STT AGENT_LLM VOICE_SOURCE
 
-.PHONY: call test setup check bench serve lock clean help
+.PHONY: call web test setup check bench serve lock clean help
 
 help:
 	@echo 'make call   a whole call on this machine, recorded into out/'
+	@echo 'make web    the same server and agent with a page for the browser'
 	@echo 'make test   all tests'
 	@echo 'make setup  .venv, the LiveKit server, the offline models (the others do this first)'
 	@echo 'make check  ruff, mypy and the import rules'
@@ -22,6 +23,9 @@ setup:
 call: setup
 	@$(BIN)/python -m scripts.call
 
+web: setup
+	@$(BIN)/python -m scripts.web
+
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=8 $(ARGS)
 
@@ -30,6 +34,7 @@ check: setup
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m scripts.check_imports
+	@$(BIN)/python -m scripts.check_web
 
 serve: setup
 	@$(BIN)/python -m csm_tts_plugin serve $(ARGS)

@@ -43,6 +43,13 @@ class LiveKitServer:
         names = ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET")
         return dict(zip(names, (self.url, self.key, self.secret), strict=True))
 
+    @property
+    def last_word(self) -> str | None:
+        """What it said last, when it has ended by itself; None while it runs."""
+        if self._child is None or self._child.code is None:
+            return None
+        return self._child.last_line()
+
     def __enter__(self) -> LiveKitServer:
         for _ in range(3):
             self._start()

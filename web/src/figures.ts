@@ -1,0 +1,88 @@
+// Where the time of a turn went: the agent's figures, and what the page heard itself.
+
+/** The data message `csm.turn`; times in seconds, null where the agent has none. */
+export interface TurnReport {
+  turn: number;
+  endpointing: number | null;
+  stt: number | null;
+  llm_ttft: number | null;
+  tts_first_audio: number | null;
+  e2e: number | null;
+  voice: string;
+  interrupted: boolean;
+}
+
+export interface Part {
+  key: "stt" | "turn-end" | "llm" | "first-audio" | "network";
+  name: string;
+  seconds: number;
+}
+
+export interface TurnTimes {
+  /** End of the caller's speech to the reply's first sound. */
+  total: number;
+  parts: Part[];
+}
+
+const FIGURES = ["endpointing", "stt", "llm_ttft", "tts_first_audio", "e2e"] as const;
+
+/** Null for what is no turn's report: the room's data is not ours alone. */
+export function readReport(data: Uint8Array): TurnReport | null {
+  let found: unknown;
+  try {
+    found = JSON.parse(new TextDecoder().decode(data));
+  } catch {
+    return null;
+  }
+  if (typeof found !== "object" || found === null) return null;
+  const fields = found as Record<string, unknown>;
+  const figure = (name: string): number | null => {
+    const value = fields[name];
+    return typeof value === "number" && Number.isFinite(value) && value >= 0 ? value : null;
+  };
+  const [endpointing, stt, llm_ttft, tts_first_audio, e2e] = FIGURES.map(figure);
+  if (typeof fields["turn"] !== "number") return null;
+  return {
+    turn: fields["turn"],
+    endpointing: endpointing ?? null,
+    stt: stt ?? null,
+    llm_ttft: llm_ttft ?? null,
+    tts_first_audio: tts_first_audio ?? null,
+    e2e: e2e ?? null,
+    voice: typeof fields["voice"] === "string" ? fields["voice"] : "",
+    interrupted: fields["interrupted"] === true,
+  };
+}
+
+/**
+ * The parts in the order in which they pass. Speech-to-text runs inside the wait for the turn's
+ * end, so that only the rest of that wait counts as "turn end". The last part is what remains of
+ * the time that the page heard (or, where it heard none, of the agent's own whole).
+ */
+export function turnTimes(report: TurnReport, heard: number | null): TurnTimes | null {
+  const total = believable(heard, report.e2e) ? heard : report.e2e;
+  const waited = report.endpointing ?? 0;
+  const stt = Math.min(report.stt ?? 0, waited);
+  const llm = report.llm_ttft ?? 0;
+  const voice = report.tts_first_audio ?? 0;
+  const known = waited + llm + voice;
+  const whole = total ?? known;
+  if (whole <= 0) return null;
+  // The LLM may begin before the turn has ended for certain: what ran beside the wait counts once.
+  const beside = Math.min(Math.max(0, known - whole), llm);
+  const parts: Part[] = [
+    { key: "stt", name: "Speech to text", seconds: stt },
+    { key: "turn-end", name: "Turn end", seconds: waited - stt },
+    { key: "llm", name: "Language model", seconds: llm - beside },
+    { key: "first-audio", name: "First audio", seconds: voice },
+    { key: "network", name: "Network, rest", seconds: Math.max(0, whole - known) },
+  ];
+  return { total: whole, parts };
+}
+
+/** What the page heard counts unless a noise of the caller's has plainly misled it. */
+function believable(heard: number | null, e2e: number | null): heard is number {
+  return heard !== null && (e2e === null || (heard > 0.6 * e2e && heard < e2e + 5));
+}
+
+export const seconds = (value: number): string => `${value.toFixed(2)} s`;

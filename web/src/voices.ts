@@ -1,0 +1,14 @@
+// The names by which the agent tells in whose voice it speaks (attribute `csm.voice`).
+
+export function voiceName(voice: string): string {
+  switch (voice) {
+    case "":
+      return "None yet";
+    case "stock":
+      return "Standard voice";
+    case "caller":
+      return "Your voice";
+    default:
+      return `Voice “${voice}”`;
+  }
+}
