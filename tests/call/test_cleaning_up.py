@@ -6,44 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from scripts.setup_tools import ROOT
 from tests.call.running import OURS
+from tests.support.processes import descendants, parents, wait_until
 
 pytestmark = [pytest.mark.call, pytest.mark.timeout(300)]
-
-
-def parents() -> dict[int, int]:
-    """Every process with its parent; those that are dead and not yet buried do not count."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rsplit(")", 1)[1].split()[:2]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if state != "Z":
-            found[int(stat.parent.name)] = int(parent)
-    return found
-
-
-def descendants(pid: int) -> set[int]:
-    family, all_parents = {pid}, parents()
-    while more := {child for child, parent in all_parents.items() if parent in family} - family:
-        family |= more
-    return family
-
-
-def wait_until(condition, limit_s: float) -> bool:
-    until = time.monotonic() + limit_s
-    while time.monotonic() < until:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
