@@ -32,6 +32,8 @@ class Bridge:
 
     def _deliver(self) -> None:
         self._woken = False
-        while self._events:
+        # Not until it is empty: an engine that is faster than the loop would hold everybody else's
+        # turn back for as long as it speaks.
+        for _ in range(len(self._events)):
             receiver, event = self._events.popleft()
             receiver(event)

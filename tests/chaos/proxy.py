@@ -36,6 +36,11 @@ class FaultyProxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.resets = 0
+        self._swallows = False
+
+    def swallow(self) -> None:
+        """From now on nothing arrives at either end, and nothing is closed: a cable cut."""
+        self._swallows = True
 
     @property
     def url(self) -> str:
@@ -76,12 +81,15 @@ class FaultyProxy:
     async def _take(self, reader, pieces) -> None:
         due, loop, link = 0.0, asyncio.get_running_loop(), self.link
         while data := await reader.read(4096):
+            if self._swallows:
+                continue
             late = link.delay_s + link.jitter_s * self._rng.uniform(-1.0, 1.0)
             if self._rng.random() < link.stalls:
                 late += link.stall_s
             due = max(due, loop.time() + late)
             await pieces.put((due, data))
-        await pieces.put((due, b""))
+        if not self._swallows:
+            await pieces.put((due, b""))
         await asyncio.Event().wait()  # the other half ends when it has given the last
 
     async def _give(self, writer, pieces) -> None:
