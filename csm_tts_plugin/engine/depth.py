@@ -63,20 +63,16 @@ def _first_pass(weights: PackedCsm, cache: DepthCache, x: Tensor) -> Tensor:
         q, k, v = layer.project(x, cos, sin)
         keys[:, :, :2], values[:, :, :2] = k, v
         x = layer.finish(x, layer.attend(q, k, v, cache.first_mask))
-    return _norm(weights, x[:, 1])
+    return weights.depth_norm(x[:, 1])
 
 
 def _pass(weights: PackedCsm, cache: DepthCache, x: Tensor, step: int) -> Tensor:
     """Position `step`: x [B, c] -> [B, c]"""
-    cos, sin = weights.depth_cos[step], weights.depth_sin[step]
-    places, seen = cache.places[step], cache.seen[step]
+    rotation, places, seen = weights.depth_rotations[step], cache.places[step], cache.seen[step]
     for layer, (key, value), (keys, values) in zip(weights.depth_layers, places, seen, strict=True):
-        q, k, v = layer.project_one(x, cos, sin)
-        key.copy_(k)
+        qk, v = layer.project_one(x)
+        qk = (qk.reshape(-1, layer.head_dim) @ rotation).view(qk.shape)
+        key.copy_(qk[:, layer.heads :])
         value.copy_(v)
-        x = layer.finish(x, layer.attend_one(q, keys, values))
-    return _norm(weights, x)
-
-
-def _norm(weights: PackedCsm, x: Tensor) -> Tensor:
-    return F.rms_norm(x, weights.depth_norm.shape, weights.depth_norm, weights.depth_eps)
+        x = layer.finish(x, layer.attend_one(qk[:, : layer.heads], keys, values))
+    return weights.depth_norm(x)

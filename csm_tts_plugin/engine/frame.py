@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .depth import DepthCache, draw_depth
+from .layers import rotate
 from .sampling import Sampler, SamplingRows
 from .weights import PackedCsm
 
@@ -66,21 +66,22 @@ def draw_frame(
     batch: int,
     candidates: int,
     shape_logits: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """The next frame of the first `batch` rows from their hidden states: codes [B, K].
+) -> tuple[Tensor, Tensor]:
+    """The next frame of the first `batch` rows from their hidden states: codes [B, K], and whether
+    a row's logits were all numbers [B]; where they were not, its codes mean nothing.
 
     A row whose first K - 1 codes are all the end code has ended; its whole frame is then the end
     frame, as prompts write it. `shape_logits` may change codebook 0's logits [B, codes].
     """
     hidden = state.hidden[:batch]
-    sampler = Sampler(state.sampling, batch, weights.codebooks, candidates)
+    sampler = Sampler(state.sampling, batch, weights.codebooks, weights.codes, candidates)
     logits = hidden @ weights.lm_head
     first = sampler(logits if shape_logits is None else shape_logits(logits), 0)
     codes = draw_depth(weights, state.depth(batch), hidden, first, sampler)
     ended = (codes[:, :-1] == weights.eos_code).all(dim=1, keepdim=True)
     codes = codes.masked_fill(ended, weights.eos_code)
     state.codes[:batch].copy_(codes)
-    return codes
+    return codes, sampler.sound()
 
 
 def read_frame(weights: PackedCsm, state: FrameState, batch: int, length: int) -> None:
@@ -94,12 +95,13 @@ def read_frame(weights: PackedCsm, state: FrameState, batch: int, length: int) -
     rows = state.places[:batch]
     for layer, all_keys, all_values in zip(weights.layers, state.keys, state.values, strict=True):
         keys, values = all_keys[:batch], all_values[:batch]
-        q, k, v = layer.project_one(x, cos, sin)
-        keys[rows, :, place] = k
+        qk, v = layer.project_one(x)
+        qk = rotate(qk, cos, sin)
+        keys[rows, :, place] = qk[:, layer.heads :]
         values[rows, :, place] = v
+        q = qk[:, : layer.heads]
         x = layer.finish(x, layer.attend_one(q, keys[:, :, :length], values[:, :, :length], mask))
-    x = F.rms_norm(x, weights.norm.shape, weights.norm, weights.eps)
-    state.hidden[:batch].copy_(x)
+    state.hidden[:batch].copy_(weights.norm(x))
     position += 1
     state.sampling.frame[:batch] += 1
 
@@ -122,5 +124,5 @@ def read_prompt(
         values[:, :, start:end] = v
         y = layer.attend(q, keys[:, :, :end], values[:, :, :end], mask[None, None])
         x = layer.finish(x, y)
-    state.hidden[row] = F.rms_norm(x[0, -1], weights.norm.shape, weights.norm, weights.eps)
+    state.hidden[row] = weights.norm(x[0, -1])
     state.position[row] = end

@@ -203,8 +203,7 @@ class Runner:
     def _draw(
         self, size: int, width: int, shape_logits: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sound = self.state.hidden[:size].isfinite().all(dim=-1)
-        codes = draw_frame(self.weights, self.state, size, width, shape_logits)
+        codes, sound = draw_frame(self.weights, self.state, size, width, shape_logits)
         samples = self.decoder(codes[:, :, None])
         return codes, samples.float(), sound
 

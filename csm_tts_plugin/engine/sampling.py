@@ -14,6 +14,10 @@ from torch import Tensor
 
 _MASK = 0xFFFFFFFF
 
+_TABLE = 1 << 18
+"""Noise for so many codes of a frame is made at once, which takes fewer operations; for more, only
+for those that are looked at."""
+
 
 def _scramble(x: Tensor) -> Tensor:
     """A 32-bit finaliser (the one of MurmurHash3) on int64 tensors holding 32-bit values."""
@@ -34,7 +38,8 @@ def noise_keys(seed: Tensor, frame: Tensor, codebooks: int) -> Tensor:
 
 
 def gumbel(key: Tensor, index: Tensor) -> Tensor:
-    """Gumbel noise for candidates `index` [B, n] of rows with `key` [B, 1] -> [B, n], float32"""
+    """Gumbel noise, float32, for candidates `index` [B, n] of rows with `key` [B, 1] -> [B, n]; or
+    for all codebooks: index [n], key [B, K, 1] -> [B, K, n]"""
     bits = _scramble((key + index * 0xC2B2AE3D) & _MASK)
     # 23 bits and a half fit a float32 exactly; with 24 the largest would round to 1, and its noise
     # to infinity.
@@ -72,25 +77,48 @@ class Sampler:
     `candidates`: the largest top-k among the rows; 0 when every row is greedy.
     """
 
-    def __init__(self, rows: SamplingRows, batch: int, codebooks: int, candidates: int) -> None:
+    def __init__(
+        self, rows: SamplingRows, batch: int, codebooks: int, codes: int, candidates: int
+    ) -> None:
         self.candidates = candidates
-        if candidates:
-            temperature = rows.temperature[:batch]
-            rank = torch.arange(candidates, device=rows.seed.device)
-            self.cool = (1.0 / temperature.clamp(min=1e-5)).unsqueeze(-1).unbind(1)
-            # A greedy row keeps one candidate, like top-k 1.
-            kept = rows.top_k[:batch].masked_fill(temperature <= 0, 1)
-            self.dropped = (rank >= kept[..., None]).unbind(1)
-            keys = noise_keys(rows.seed[:batch], rows.frame[:batch], codebooks)
-            self.keys = keys.unsqueeze(-1).unbind(1)
+        self._best: list[Tensor] = []
+        if not candidates:
+            return
+        temperature = rows.temperature[:batch]
+        rank = torch.arange(candidates, device=rows.seed.device)
+        self._cool = (1.0 / temperature.clamp(min=1e-5)).unsqueeze(-1).unbind(1)
+        # A greedy row keeps one candidate, like top-k 1.
+        kept = rows.top_k[:batch].masked_fill(temperature <= 0, 1)
+        dropped = torch.zeros(batch, 2, candidates, device=rows.seed.device)
+        dropped.masked_fill_(rank >= kept[..., None], float("-inf"))
+        self._dropped = dropped.unbind(1)
+        keys = noise_keys(rows.seed[:batch], rows.frame[:batch], codebooks)
+        self._keys = keys.unsqueeze(-1).unbind(1)
+        self._table: tuple[Tensor, ...] | None = None
+        if batch * codebooks * codes <= _TABLE:
+            every = torch.arange(codes, device=rows.seed.device)
+            self._table = gumbel(keys[..., None], every).unbind(1)
 
     def __call__(self, logits: Tensor, codebook: int) -> Tensor:
         """logits [B, V] -> codes [B], int64"""
         if not self.candidates:
-            return logits.argmax(dim=-1)
+            best, code = logits.max(dim=-1)
+            self._best.append(best)
+            return code
         # topk sorts, so that the place of a candidate is its rank.
         values, index = logits.float().topk(self.candidates, dim=-1)
+        self._best.append(values[:, 0])
         part = min(codebook, 1)
-        score = values * self.cool[part] + gumbel(self.keys[codebook], index)
-        choice = score.masked_fill_(self.dropped[part], float("-inf")).argmax(dim=-1, keepdim=True)
+        score = torch.addcmul(self._dropped[part], values, self._cool[part])
+        choice = score.add_(self._noise(codebook, index)).argmax(dim=-1, keepdim=True)
         return index.gather(1, choice)[:, 0]
+
+    def sound(self) -> Tensor:
+        """[B]: whether all that was drawn came from numbers. The largest logit tells: NaN counts as
+        larger than everything, and it is -Inf only where no logit is a number."""
+        return torch.stack(self._best).isfinite().all(dim=0)
+
+    def _noise(self, codebook: int, index: Tensor) -> Tensor:
+        if self._table is None:
+            return gumbel(self._keys[codebook], index)
+        return self._table[codebook].gather(1, index)

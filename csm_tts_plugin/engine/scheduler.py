@@ -144,8 +144,13 @@ class Scheduler:
     # Jobs -----------------------------------------------------------------------------------------
 
     def admit(self, seat: Seat, job: Job, *, retry_after: float) -> None:
-        """Queue `job`; BusyError when `seat` would be one conversation too many."""
-        if not seat.jobs and self.busy() >= self.slots + self.queue:
+        """Queue `job`; BusyError when `seat` would be one conversation too many.
+
+        A reply under way is let in where a new one is not, for half a reply is worse than a late
+        one: up to as many beyond the limit as there are slots.
+        """
+        limit = self.slots + self.queue + (self.slots if seat.continues else 0)
+        if not seat.jobs and self.busy() >= limit:
             raise BusyError(
                 f"All {self.slots} slots speak and {self.queue} utterances wait; try again soon.",
                 retry_after=retry_after,

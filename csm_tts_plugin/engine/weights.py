@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ModelLoadError
-from .layers import PackedLayer, matrix, rope_tables
+from .layers import PackedLayer, RmsNorm, matrix, rope_tables, rotation_matrices
 
 
 class PackedCsm:
@@ -39,19 +39,20 @@ class PackedCsm:
         self.audio_embedding = backbone.embed_tokens.embed_audio_tokens.weight.data
         self.lm_head = matrix(model.lm_head.weight.data)[:, : self.codes]
         self.layers = [PackedLayer(layer) for layer in backbone.layers]
-        self.norm, self.eps = backbone.norm.weight.data, config.rms_norm_eps
+        self.norm = RmsNorm(backbone.norm.weight.data, config.rms_norm_eps)
         cos, sin = rope_tables(backbone.rotary_emb, self.max_context + 1, self.dtype)
         self.cos, self.sin = cos, sin
 
         decoder = depth.model
         self.depth_layers = [PackedLayer(layer) for layer in decoder.layers]
-        self.depth_norm, self.depth_eps = decoder.norm.weight.data, depth_config.rms_norm_eps
+        self.depth_norm = RmsNorm(decoder.norm.weight.data, depth_config.rms_norm_eps)
         self.depth_projector = matrix(decoder.inputs_embeds_projector.weight.data)
         heads = depth.codebooks_head.weight.data[:, :, : self.codes]
         self.depth_heads = list(heads.unbind(0))
         self.depth_embeddings = self._project_depth(decoder.embed_tokens.weight.data)
         self.depth_embedding = self.depth_embeddings[0]
         self.depth_cos, self.depth_sin = rope_tables(decoder.rotary_emb, self.codebooks, self.dtype)
+        self.depth_rotations = rotation_matrices(self.depth_cos, self.depth_sin)
         offsets = torch.arange(self.codebooks, device=self.lm_head.device) * self.vocab
         self.offsets = offsets
 

@@ -54,7 +54,7 @@ class Device:
     def say(self, seat: Seat, prompt: int = 5, *, live: bool = True, more: bool = False) -> Job:
         self.count += 1
         job = Job(f"job {self.count}", live=live, more=more)
-        room = bool(seat.jobs) or self.scheduler.busy() < self.slots + self.queue
+        room = bool(seat.jobs) or self.scheduler.busy() < self.places(seat)
         if not room:
             with pytest.raises(BusyError) as refusal:
                 self.scheduler.admit(seat, job, retry_after=1.5)
@@ -64,6 +64,10 @@ class Device:
         self.prompts[job.id] = prompt
         self.order[seat.id].append(job.id)
         return job
+
+    def places(self, seat: Seat) -> int:
+        """How many may be busy before `seat` is refused."""
+        return self.slots + self.queue + (self.slots if seat.continues else 0)
 
     def hear(self, seat: Seat, positions: int) -> None:
         """A turn of context, while nothing is spoken."""
@@ -146,7 +150,7 @@ class Device:
         scheduler = self.scheduler
         assert 0 <= scheduler.running() <= self.slots
         assert scheduler.running() + scheduler.waiting() == scheduler.busy()
-        assert scheduler.busy() <= self.slots + self.queue
+        assert scheduler.busy() <= 2 * self.slots + self.queue
         assert set(map(id, scheduler.seats())) == set(map(id, self.seats.values()))
         placed = {seat.id: seat.row for seat in self.seats.values() if seat.row is not None}
         assert placed == {name: row for row, name in enumerate(self.rows) if name is not None}

@@ -29,7 +29,7 @@ def prepared(draw: Draw) -> Runner:
 
 def step(runner: Runner, candidates: int) -> torch.Tensor:
     """A whole frame: codes, then sound, then the backbone."""
-    codes = draw_frame(runner.weights, runner.state, BATCH, candidates)
+    codes, _ = draw_frame(runner.weights, runner.state, BATCH, candidates)
     samples = runner.decoder(codes[:, :, None])
     read_frame(runner.weights, runner.state, BATCH, LENGTH)
     return torch.cat([codes.float(), samples], dim=1)

@@ -217,6 +217,31 @@ def test_infinity_is_found_as_well(small):
     assert isinstance(heard.end.error, NumericError)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("head", ["lm_head", "depth"])
+@pytest.mark.parametrize("draw", [{"temperature": 0.0}, {"temperature": 0.9, "top_k": 20}])
+def test_what_arises_in_a_head_ends_every_stream_with_a_typed_error(head, value, draw):
+    """The hidden states are numbers, the logits are not: a head's weights were damaged."""
+    damaged = small_checkpoint(5)
+    hand = ByHand(damaged, slots=2, queue=0)
+    weights = hand.runner.weights
+    matrix = weights.lm_head if head == "lm_head" else weights.depth_heads[-1]
+    heard = [
+        say(hand.engine, hand.engine.open(sampling=Sampling(seed=1, **draw)), text)
+        for text in TEXTS[:2]
+    ]
+    hand.round()
+    hand.round()
+    kept = matrix.clone()
+    matrix[:, :] = value
+    hand.run()
+    assert all(isinstance(one.end.error, NumericError) for one in heard)
+    matrix.copy_(kept)
+    after = say(hand.engine, hand.engine.open(), TEXTS[2], max_seconds=0.8)
+    hand.run()
+    np.testing.assert_array_equal(after.codes, alone(small_checkpoint(5), TEXTS[2], 10))
+
+
 def test_nan_left_in_a_row_harms_nobody_who_gets_it_next(small):
     """The stream is cancelled before its NaN is found; its memory goes to others."""
     hand = ByHand(small, slots=1, queue=4)

@@ -71,7 +71,7 @@ def test_draws_follow_the_processors_of_transformers(temperature, top_k, codeboo
     logits = fixed_logits()
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature), TopKLogitsWarper(top_k)])
     wanted = torch.softmax(warpers(None, logits[None].clone())[0], dim=-1).numpy()
-    sampler = Sampler(rows_of(DRAWS, temperature, top_k), DRAWS, 8, VOCAB)
+    sampler = Sampler(rows_of(DRAWS, temperature, top_k), DRAWS, 8, VOCAB, VOCAB)
     codes = sampler(logits.expand(DRAWS, VOCAB), codebook)
     counts = np.bincount(codes.numpy(), minlength=VOCAB)
     assert not counts[wanted == 0].any(), "a code outside of the top k was drawn"
@@ -84,7 +84,7 @@ def test_draws_follow_the_processors_of_transformers(temperature, top_k, codeboo
 
 def test_the_comparison_is_sharp():
     logits = fixed_logits()
-    sampler = Sampler(rows_of(DRAWS, 0.9, 50), DRAWS, 8, VOCAB)
+    sampler = Sampler(rows_of(DRAWS, 0.9, 50), DRAWS, 8, VOCAB, VOCAB)
     counts = np.bincount(sampler(logits.expand(DRAWS, VOCAB), 0).numpy(), minlength=VOCAB)
     slightly_off = torch.softmax(logits / 0.87, dim=-1).numpy()
     assert chi_square(counts, slightly_off) > 6.0
@@ -92,8 +92,8 @@ def test_the_comparison_is_sharp():
 
 def test_part_of_the_candidates_is_enough_for_a_smaller_top_k():
     logits = fixed_logits().expand(500, VOCAB)
-    few = Sampler(rows_of(500, 0.9, 10), 500, 8, 16)(logits, 2)
-    all_of_them = Sampler(rows_of(500, 0.9, 10), 500, 8, VOCAB)(logits, 2)
+    few = Sampler(rows_of(500, 0.9, 10), 500, 8, VOCAB, 16)(logits, 2)
+    all_of_them = Sampler(rows_of(500, 0.9, 10), 500, 8, VOCAB, VOCAB)(logits, 2)
     assert torch.equal(few, all_of_them)
 
 

@@ -81,6 +81,34 @@ def test_a_reply_under_way_goes_before_new_ones():
     assert device.speaking() == [first]
 
 
+def test_a_reply_under_way_is_let_in_where_new_ones_are_refused():
+    device = Device(slots=1, queue=1, rows=3)
+    first, others = device.open(), [device.open() for _ in range(2)]
+    job = device.say(first, more=True)
+    device.round()
+    device.end(first, job)
+    for other in others:
+        device.say(other)
+    with pytest.raises(BusyError):
+        device.say(device.open())
+    device.say(first, more=True)
+    with pytest.raises(BusyError):
+        device.say(device.open())
+
+
+def test_replies_under_way_are_not_let_in_without_bound():
+    device = Device(slots=1, queue=0, rows=1)
+    begun = [device.open() for _ in range(3)]
+    for seat in begun:
+        job = device.say(seat, more=True)
+        device.round()
+        device.end(seat, job)
+    for seat in begun[:2]:
+        device.say(seat, more=True)
+    with pytest.raises(BusyError):
+        device.say(begun[2], more=True)
+
+
 def test_a_finished_reply_waits_its_turn_again():
     device = Device(slots=1, queue=5, rows=3)
     first, other = device.open(), device.open()
