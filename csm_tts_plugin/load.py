@@ -21,11 +21,13 @@ def rows_for(slots: int) -> int:
 def fullness(status: Mapping[str, Any]) -> float:
     """0 idle, 1 full, more where some wait; infinite for an engine that cannot speak.
 
-    Whichever is scarcer: slots, which are taken while somebody speaks, or rows, which a call holds
-    from its first second, when it has not said a word yet.
+    The share of its rows that calls hold, from their first second, when they have not said a word
+    yet. Slots count when none is free: how many speak changes from second to second, and whoever
+    calls while one is free can be greeted.
     """
-    slots = status.get("slots")
+    slots = int(status.get("slots") or 0)
     if not status.get("ready") or not slots:
         return math.inf
-    busy = float(status.get("speaking", 0) + status.get("queued", 0)) / float(slots)
-    return max(busy, float(status.get("conversations", 0)) / rows_for(int(slots)))
+    busy = (status.get("speaking", 0) + status.get("queued", 0)) / slots
+    held = status.get("conversations", 0) / rows_for(slots)
+    return float(max(held, busy) if busy >= 1 else held)

@@ -100,7 +100,7 @@ STATUS |= {"model": "tiny", "device": "cpu"}
 def test_the_load_is_that_of_the_least_busy_engine(monkeypatch):
     with engine_saying(STATUS) as idle, engine_saying(STATUS | {"speaking": 4}) as busy:
         monkeypatch.setenv("CSM_ENGINE_URL", f"{busy},{idle}")
-        assert agent_support.engine_load() == 0.25
+        assert agent_support.engine_load() == 0.125
         monkeypatch.setenv("CSM_ENGINE_URL", busy)
         assert agent_support.engine_load() == 1.0
 

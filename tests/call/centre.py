@@ -1,0 +1,209 @@
+"""A small call centre on loopback: agent workers, and callers who listen and write, not speak."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import signal
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+
+from livekit import api, rtc
+from scripts.children import Child
+from scripts.livekit_server import LiveKitServer
+from scripts.setup_tools import ROOT
+from tests.call.running import OURS
+
+LIMIT_S = 120.0
+"""Of every wait: generous, for the machine may be busy."""
+_LOUD = 0.003 * 32768
+_RATE = 24_000
+
+
+async def until(condition, what: str, limit_s: float = LIMIT_S) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {limit_s:.0f} s"
+        await asyncio.sleep(0.1)
+
+
+def get_json(url: str) -> dict:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
+
+
+class AgentWorker:
+    """`agent.py start` with the engines at `urls`; its own health page tells what it does."""
+
+    def __init__(self, log: Path, env: dict[str, str]) -> None:
+        clean = {name: value for name, value in os.environ.items() if name not in OURS}
+        settings = {"AGENT_HEALTH": "127.0.0.1:0", "AGENT_NAME": "", "PYTHONUNBUFFERED": "1"}
+        self._registered = threading.Event()
+        self._page = ""
+        words = [sys.executable, ROOT / "agent.py", "start"]
+        self.child = Child(words, log, env={**clean, **settings, **env}, on_line=self._read)
+
+    @property
+    def status(self) -> dict:
+        return get_json(f"http://{self._page}/worker")
+
+    @property
+    def calls(self) -> int:
+        return self.status.get("active_jobs", 0)
+
+    @property
+    def load(self) -> float:
+        return self.status.get("worker_load", 0.0)
+
+    @property
+    def healthy(self) -> bool:
+        with urllib.request.urlopen(f"http://{self._page}/", timeout=10) as answer:
+            return answer.status == 200
+
+    def wait_ready(self) -> None:
+        assert self._registered.wait(LIMIT_S), self.child.last_line()
+
+    def terminate(self) -> None:
+        os.kill(self.child.pid, signal.SIGTERM)
+
+    def _read(self, line: str) -> None:
+        if found := re.search(r"HTTP server listening on ([0-9.]+:\d+)", line):
+            self._page = found[1]
+        if "registered worker" in line:
+            self._registered.set()
+
+
+class Caller:
+    """Somebody in a room of their own, who hears the agent and can write to it."""
+
+    def __init__(self) -> None:
+        self.room = rtc.Room()
+        self.texts: list[str] = []
+        """The agent's replies, each when it has ended."""
+        self.heard_s = 0.0
+        """Seconds of the agent's sound that were not silent."""
+        self._tasks: set[asyncio.Task] = set()
+
+    def listen(self) -> None:
+        def on_track(track: rtc.Track, *_: object) -> None:
+            if track.kind == rtc.TrackKind.KIND_AUDIO:
+                self._start(self._hear(track))
+
+        self.room.on("track_subscribed", on_track)
+        self.room.register_text_stream_handler(
+            "lk.transcription", lambda reader, who: self._start(self._read(reader))
+        )
+
+    @property
+    def agents(self) -> list[rtc.RemoteParticipant]:
+        people = self.room.remote_participants.values()
+        return [one for one in people if one.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT]
+
+    async def write(self, text: str) -> None:
+        await self.room.local_participant.send_text(text, topic="lk.chat")
+
+    async def hang_up(self) -> None:
+        await asyncio.wait_for(self.room.disconnect(), 30)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _hear(self, track: rtc.Track) -> None:
+        stream = rtc.AudioStream.from_track(
+            track=track, sample_rate=_RATE, num_channels=1, frame_size_ms=20
+        )
+        async for event in stream:
+            pcm = np.frombuffer(event.frame.data, np.int16).astype(np.float32)
+            if np.sqrt(np.mean(pcm**2)) > _LOUD:
+                self.heard_s += len(pcm) / _RATE
+
+    async def _read(self, reader: rtc.TextStreamReader) -> None:
+        self.texts.append(" ".join((await reader.read_all()).split()))
+
+    def _start(self, work) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@asynccontextmanager
+async def calling(server: LiveKitServer):
+    """A caller in a room of their own, who hangs up at the end."""
+    room = f"room-{secrets.token_hex(4)}"
+    token = (
+        api.AccessToken(server.key, server.secret)
+        .with_identity("caller")
+        .with_grants(api.VideoGrants(room_join=True, room=room))
+        .to_jwt()
+    )
+    caller = Caller()
+    caller.listen()
+    try:
+        await asyncio.wait_for(caller.room.connect(server.url, token), 30)
+        yield caller
+    finally:
+        await caller.hang_up()
+
+
+def refusals(server: LiveKitServer) -> int:
+    return server.log.read_text().count("failed to send job request")
+
+
+@asynccontextmanager
+async def greeted(server: LiveKitServer):
+    """A caller who hears a greeting, and calls again where no worker takes the call: workers tell
+    LiveKit every 2.5 s that there is room again.
+    """
+    for _ in range(20):
+        before = refusals(server)
+        async with calling(server) as caller:
+            await until(lambda: caller.texts or refusals(server) > before, "an answer")  # noqa: B023
+            if caller.texts or caller.agents:
+                await until(lambda: caller.texts, "the greeting")
+                yield caller
+                return
+    raise AssertionError("refused 20 times")
+
+
+@contextmanager
+def answering(text: str):
+    """An OpenAI-compatible LLM that always says the same; its address."""
+    chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "parrot"}
+
+    def event(delta: dict, reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        return f"data: {json.dumps({**chunk, 'choices': [choice]})}\n\n".encode()
+
+    class Parrot(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            words = [event({"role": "assistant", "content": f"{word} "}) for word in text.split()]
+            body = b"".join([*words, event({}, "stop"), b"data: [DONE]\n\n"])
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Parrot)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)

@@ -1,0 +1,189 @@
+"""Two workers and two engines behind one LiveKit server: who gets a call, and what a loss costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import urllib.request
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.config import EngineConfig, ServerConfig
+from csm_tts_plugin.load import rows_for
+from csm_tts_plugin.server.supervisor import EngineProcess
+from scripts.livekit_server import LiveKitServer
+from tests.call.centre import (
+    LIMIT_S,
+    AgentWorker,
+    answering,
+    calling,
+    get_json,
+    greeted,
+    refusals,
+    until,
+)
+
+pytestmark = [pytest.mark.call, pytest.mark.timeout(600)]
+
+KEY = "the key of both engines"
+SLOTS = 2
+FULL = 3
+"""Calls with which an engine of two slots is past LiveKit's threshold of 0.7."""
+REPLY = (
+    "This is the first sentence of a reply that takes its time. "
+    "The second sentence of it follows here, and is not short either. "
+    "By the third one the engine that spoke the first may be gone. "
+    "Whoever hears the fourth has lost nothing of what was said."
+)
+
+
+class Engine(EngineProcess):
+    """A real one, with the small model; restarted when it dies."""
+
+    def __init__(self) -> None:
+        config = EngineConfig(model="tiny", device="cpu", slots=SLOTS, threads=1)
+        super().__init__(config, ServerConfig(port=0, key=KEY), start_timeout=300.0)
+
+    @property
+    def conversations(self) -> int:
+        return get_json(f"{self.url}/readyz")["conversations"]
+
+    @property
+    def spoken(self) -> float:
+        """Utterances that were ended, however."""
+        request = urllib.request.Request(
+            f"{self.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        counts = [line for line in lines if line.startswith("csm_utterances_total")]
+        return sum(float(line.split()[-1]) for line in counts)
+
+    @asynccontextmanager
+    async def filled(self, calls: int = FULL):
+        """So many calls of others, who are silent."""
+        async with EngineClient(self.url, key=KEY, timeout=LIMIT_S) as client:
+            for _ in range(calls):
+                await client.conversation()
+            yield
+
+
+@dataclass
+class Centre:
+    """`one` knows the first engine only; `both` knows both."""
+
+    livekit: LiveKitServer
+    engines: tuple[Engine, Engine]
+    one: AgentWorker
+    both: AgentWorker
+
+    async def settled(self) -> None:
+        """No call is left anywhere, and both workers know it."""
+
+        def quiet() -> bool:
+            workers = (self.one, self.both)
+            alive = [worker for worker in workers if worker.child.code is None]
+            return not any(one.conversations for one in self.engines) and not any(
+                worker.calls or worker.load for worker in alive
+            )
+
+        await until(quiet, "all calls are over")
+
+
+@pytest.fixture(scope="module")
+def centre(tmp_path_factory):
+    logs = tmp_path_factory.mktemp("centre")
+    with ExitStack() as stack:
+        server = stack.enter_context(LiveKitServer(logs / "livekit.log"))
+        llm = stack.enter_context(answering(REPLY))
+        engines = (stack.enter_context(Engine()), stack.enter_context(Engine()))
+        urls = [engine.wait_ready(300) for engine in engines]
+
+        def worker(name: str, *urls: str) -> AgentWorker:
+            env = {**server.keys, "CSM_ENGINE_URL": ",".join(urls), "CSM_ENGINE_KEY": KEY}
+            models = {"AGENT_STT": "openai:none", "AGENT_LLM": "openai:parrot"}
+            env |= {**models, "OPENAI_BASE_URL": llm, "OPENAI_API_KEY": "none"}
+            made = AgentWorker(logs / f"{name}.log", env)
+            stack.enter_context(made.child)
+            return made
+
+        one, both = worker("one", urls[0]), worker("both", urls[1], urls[0])
+        for each in (one, both):
+            each.wait_ready()
+        yield Centre(server, engines, one, both)
+
+
+async def test_calls_go_where_there_is_room(centre):
+    first, second = centre.engines
+    async with AsyncExitStack() as calls:
+        async with first.filled():
+            await until(lambda: centre.one.load >= FULL / rows_for(SLOTS), "it knows of them")
+            for _ in range(2):
+                await calls.enter_async_context(greeted(centre.livekit))
+            assert (centre.one.calls, centre.both.calls) == (0, 2)
+            assert (first.conversations, second.conversations) == (FULL, 2)
+            assert 0 < centre.both.load < 0.7
+        await until(lambda: centre.one.load == 0, "there is room again")
+        await calls.enter_async_context(greeted(centre.livekit))
+        assert (first.conversations, second.conversations) == (1, 2)
+    await centre.settled()
+
+
+async def test_where_all_is_full_nobody_is_given_a_call(centre):
+    first, second = centre.engines
+    before = refusals(centre.livekit)
+    async with first.filled(), second.filled():
+        await until(lambda: min(centre.one.load, centre.both.load) >= 0.7, "both are full")
+        async with calling(centre.livekit) as caller:
+            await until(lambda: refusals(centre.livekit) > before, "the call is refused")
+            assert not caller.agents
+            assert centre.one.healthy
+            assert centre.both.healthy
+    await centre.settled()
+    async with greeted(centre.livekit):
+        pass
+    await centre.settled()
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.soak)])
+async def test_a_reply_goes_on_when_its_engine_is_killed(centre, kills):
+    first, second = centre.engines
+    async with first.filled():  # so that the call is at the second one, and nobody refuses it here
+        await until(lambda: centre.one.load >= 0.7, "the first is full")
+        for _ in range(kills):
+            async with greeted(centre.livekit) as caller:
+                assert second.conversations == 1
+                before, spoken, heard = len(caller.texts), first.spoken, caller.heard_s
+                await caller.write("Say something long.")
+                await until(lambda: caller.heard_s > heard + 1.0, "it replies")  # noqa: B023
+                os.kill(second.pid, signal.SIGKILL)
+                heard = caller.heard_s
+                await until(lambda: len(caller.texts) > before, "the reply ends")  # noqa: B023
+                assert caller.texts[before] == REPLY
+                assert first.spoken > spoken
+                assert caller.heard_s > heard + 2.5, "more than had been made ahead"
+            await second.ready(LIMIT_S)
+            await until(lambda: second.pid and not second.conversations, "it is back")
+    await centre.settled()
+
+
+async def test_a_worker_that_is_told_to_end_finishes_its_calls_and_takes_no_more(centre):
+    first, _ = centre.engines
+    async with AsyncExitStack() as calls:
+        async with first.filled():
+            await until(lambda: centre.one.load >= 0.7, "the first is full")
+            caller = await calls.enter_async_context(greeted(centre.livekit))
+        assert centre.both.calls == 1
+        await until(lambda: centre.one.load < 0.7, "there is room again")
+        centre.both.terminate()
+        await until(lambda: "draining worker" in centre.both.child.log.read_text(), "it knows")
+        await calls.enter_async_context(greeted(centre.livekit))
+        assert (centre.one.calls, centre.both.calls) == (1, 1)
+        await caller.write("Are you still there?")
+        await until(lambda: REPLY in caller.texts, "it still replies")
+        assert centre.both.child.code is None
+    assert centre.both.child.wait(LIMIT_S) == 0
+    await centre.settled()
