@@ -37,10 +37,11 @@ from livekit.agents import (
     stt,
     vad,
 )
+from livekit.agents import telemetry as livekit_telemetry
 from livekit.agents.types import NOT_GIVEN, NotGiven
 from livekit.agents.voice.agent_session import SessionConnectOptions
 
-from csm_tts_plugin import TTS, personal
+from csm_tts_plugin import TTS, personal, telemetry
 from csm_tts_plugin.agent_support import (
     CALLER,
     OFFLINE_LLM_URL,
@@ -53,7 +54,7 @@ from csm_tts_plugin.agent_support import (
     engine_load,
     turn_figures,
 )
-from csm_tts_plugin.config import AgentConfig
+from csm_tts_plugin.config import AgentConfig, TelemetryConfig
 from csm_tts_plugin.errors import AuthError, CsmError, UnavailableError
 from csm_tts_plugin.offline.llm import offline_llm
 from csm_tts_plugin.offline.stt import OfflineSTT
@@ -214,6 +215,7 @@ class CallAgent(Agent):
             self._heard = item.metrics
         elif item.role == "assistant" and self._heard is not None:
             figures = turn_figures(self._heard, item.metrics)
+            telemetry.turn(self._heard, item.metrics, interrupted=item.interrupted)
             self._heard = None
             outcome = {"voice": self._spoken_in, "interrupted": item.interrupted}
             packet = json.dumps({"turn": self._turn, **figures, **outcome})
@@ -251,6 +253,7 @@ class Worker(AgentServer):
             initialize_process_timeout=60.0,
             host=host,
             port=port,
+            prometheus_port=config.metrics_port or None,
             preload_modules=_PRELOADED,
         )
         self.failure: CsmError | None = None
@@ -294,6 +297,8 @@ def prewarm(process: JobProcess) -> None:
     personal.guard_logs()
     process.userdata["vad"] = inference.VAD(model="silero")
     process.userdata["llm"] = make_llm(AgentConfig.from_env().llm)
+    if (provider := telemetry.begin("csm-agent")) is not None:
+        livekit_telemetry.set_tracer_provider(provider, allow_pii=False)
 
 
 async def check_livekit(config: AgentConfig) -> None:
@@ -345,6 +350,7 @@ async def answer(ctx: JobContext) -> None:
     ear = ctx.proc.userdata["vad"]
     speech = TTS(voice=None if config.voice_source == CALLER else config.voice_source)
     ctx.add_shutdown_callback(speech.aclose)
+    ctx.add_shutdown_callback(lambda: asyncio.to_thread(telemetry.flush))
     once = APIConnectOptions(max_retry=1, retry_interval=0.5, timeout=10.0)
     session = AgentSession[None](
         vad=ear,
@@ -374,6 +380,7 @@ def main() -> int:
             os.environ.pop(name, None)  # OpenAI's client takes an empty address for an address
     try:
         config = AgentConfig.from_env()
+        TelemetryConfig.from_env()
     except CsmError as error:
         print(f"agent: {error}", file=sys.stderr)
         return 1

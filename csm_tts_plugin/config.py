@@ -150,6 +150,8 @@ class AgentConfig:
     """Where the worker's health page listens; port 0: any free one."""
     phone_lead_in_s: float = 0.25
     """Silence before the first word of a telephone call, whose media path opens late; 0: none."""
+    metrics_port: int = 0
+    """Where the worker's Prometheus figures are served, beside the health page; 0: nowhere."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> AgentConfig:
@@ -166,7 +168,35 @@ class AgentConfig:
             engine_urls=tuple(url.strip() for url in urls.split(",") if url.strip()),
             engine_key=next(iter(split_keys(env.get("CSM_ENGINE_KEY"))), None),
             health=_address(env, "AGENT_HEALTH", default.health),
+            metrics_port=_metrics_port(env),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryConfig:
+    """Whether spans are exported, by OpenTelemetry's own variables; its library reads the rest."""
+
+    wanted: bool = False
+    names_service: bool = False
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> TelemetryConfig:
+        """Off unless an OTLP endpoint is named. Raises ConfigError for OTLP over gRPC."""
+        otlp = "OTEL_EXPORTER_OTLP_"
+        exporter = env.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+        named = env.get(f"{otlp}TRACES_ENDPOINT") or env.get(f"{otlp}ENDPOINT")
+        wanted = exporter == "otlp" or (exporter == "" and bool(named))
+        if not wanted or _flag(env, "OTEL_SDK_DISABLED", False):
+            return cls()
+        name = f"{otlp}TRACES_PROTOCOL" if env.get(f"{otlp}TRACES_PROTOCOL") else f"{otlp}PROTOCOL"
+        if (protocol := _text(env, name, "http/protobuf")) != "http/protobuf":
+            raise ConfigError(
+                f"{name}={protocol} is not spoken here; take http/protobuf, and the collector's"
+                " port for it, mostly 4318."
+            )
+        attributes = env.get("OTEL_RESOURCE_ATTRIBUTES", "")
+        named_service = bool(env.get("OTEL_SERVICE_NAME")) or "service.name=" in attributes
+        return cls(wanted=True, names_service=named_service)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +228,16 @@ def _address(env: Mapping[str, str], name: str, default: tuple[str, int]) -> tup
     if not host or not port.isdecimal() or int(port) > 65_535:
         raise ConfigError(f"{name} must be host:port such as 127.0.0.1:8081, got {raw!r}.")
     return host, int(port)
+
+
+def _metrics_port(env: Mapping[str, str]) -> int:
+    port = _integer(env, "AGENT_METRICS_PORT", 0, low=0)
+    if port and not env.get("PROMETHEUS_MULTIPROC_DIR"):
+        raise ConfigError(
+            "AGENT_METRICS_PORT needs PROMETHEUS_MULTIPROC_DIR, a folder in which each call's"
+            " process leaves its figures; set it in the environment, not in .env."
+        )
+    return port
 
 
 def _integer(env: Mapping[str, str], name: str, default: int, *, low: int) -> int:

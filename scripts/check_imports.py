@@ -21,8 +21,9 @@ PACKAGE = "csm_tts_plugin"
 LIVEKIT_ONLY_IN = ("csm_tts_plugin/tts.py", "csm_tts_plugin/offline/")
 """Of the package; agent.py, scripts, benchmarks, tests and livekit/plugins/csm lie outside it."""
 
-LOWEST = {"errors", "config", "version", "fields", "text", "load"}
+LOWEST = {"errors", "config", "version", "fields", "text", "load", "telemetry"}
 MAY_IMPORT: dict[str, set[str]] = {
+    "telemetry": {"errors", "config"},
     "audio": LOWEST,
     "protocol": LOWEST,
     "engine": LOWEST | {"audio"},

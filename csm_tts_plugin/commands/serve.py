@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from .. import telemetry
 from ..config import DEFAULT_PORT, EngineConfig, ServerConfig
 from ..engine.api import SpeechEngine
 from ..errors import CsmError
@@ -48,11 +49,14 @@ def run(args: argparse.Namespace, make_engine: EngineFactory = load_engine) -> i
     report: Report = JsonReport() if args.supervised else LineReport()
     try:
         config, server = _configs(args)
+        telemetry.begin("csm-engine")
         make = partial(make_engine, config)
         asyncio.run(_serve(make, server, report, supervised=args.supervised))
     except CsmError as error:
         report.failed(error)
         return 2
+    finally:
+        telemetry.end()
     return 0
 
 

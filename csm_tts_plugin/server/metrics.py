@@ -16,6 +16,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from .. import telemetry
 from ..config import FRAME_SECONDS
 from ..engine.api import Done, EngineInfo, EngineStatus, Reason
 from ..errors import CODES
@@ -104,6 +105,14 @@ class Metrics:
         """An utterance came to its end, whatever the reason; `first`: none of its reply was before
         it."""
         self.utterances.labels(str(done.reason)).inc()
+        telemetry.utterance(
+            reason=str(done.reason),
+            frames=done.frames,
+            queued=done.timings.queued,
+            prefill=done.timings.prefill,
+            first_audio=done.timings.first_audio,
+            total=done.timings.total,
+        )
         if first:
             self.queue.observe(done.timings.queued)
 
