@@ -102,6 +102,9 @@ class Call:
         """Seconds that the last `say` waited for its conversation."""
         self.reused = False
         """Whether that conversation was open already."""
+        self.engines = 1
+        """How many there were to choose from for the last conversation."""
+        self._client: EngineClient | None = None
         self._connect = connect
         self._lock = asyncio.Lock()
         self._conversation: Conversation | None = None
@@ -180,6 +183,12 @@ class Call:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
+    def leave(self, seconds: float) -> None:
+        """`drop` it for another engine: this one is taken for that long only if no other is."""
+        if self._client is not None and self._conversation is not None:
+            self._client.avoid(self._conversation.url, seconds)
+        self.drop()
+
     async def aclose(self) -> None:
         if self._ahead is not None:
             self._ahead.cancel()
@@ -232,6 +241,7 @@ class Call:
 
     async def _reopen(self, manner: Manner) -> Conversation:
         client = await self._connect()
+        self._client, self.engines = client, client.engines
         conversation = await client.conversation(
             manner.voice, temperature=manner.temperature, top_k=manner.top_k, seed=manner.seed
         )

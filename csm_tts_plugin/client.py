@@ -58,7 +58,14 @@ class EngineClient:
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
         self._conversations: set[Conversation] = set()
+        self._avoided: dict[str, float] = {}
+        """Until when, on the loop's clock, an engine is asked last."""
         self._closed = False
+
+    @property
+    def engines(self) -> int:
+        """How many there are to choose from."""
+        return len(self._urls)
 
     async def conversation(
         self,
@@ -114,16 +121,23 @@ class EngineClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    def avoid(self, url: str, seconds: float) -> None:
+        """An engine that has just refused is asked last for so long, however idle it says it is."""
+        self._avoided[url] = asyncio.get_running_loop().time() + seconds
+
     async def _least_busy_first(self) -> list[str]:
         """Those that do not answer at once come last; equally busy ones in the order given."""
         if len(self._urls) == 1:
             return self._urls
+        now = asyncio.get_running_loop().time()
 
-        async def ask(url: str) -> float:
+        async def ask(url: str) -> tuple[bool, float]:
+            avoided = self._avoided.get(url, 0.0) > now
             try:
-                return fullness(await self._status_of(url, min(_ASK_S, self._connect_timeout)))
+                status = await self._status_of(url, min(_ASK_S, self._connect_timeout))
             except UnavailableError:
-                return math.inf
+                return avoided, math.inf
+            return avoided, fullness(status)
 
         found = await asyncio.gather(*(ask(url) for url in self._urls))
         return [url for _, url in sorted(zip(found, self._urls, strict=True), key=itemgetter(0))]
@@ -138,7 +152,7 @@ class EngineClient:
 
     async def _open_at(self, url: str, opening: Open) -> Conversation:
         socket = await self._connect(url)
-        conversation = Conversation(socket, opening, self._timeout, self._conversations)
+        conversation = Conversation(url, socket, opening, self._timeout, self._conversations)
         try:
             await conversation._reopen(opening)
         except BaseException:

@@ -48,11 +48,14 @@ class Conversation:
 
     def __init__(
         self,
+        url: str,
         socket: aiohttp.ClientWebSocketResponse,
         opening: Open,
         timeout: float,
         registry: set[Conversation],
     ) -> None:
+        self.url = url
+        """Of its engine."""
         self._socket = socket
         self._opening = opening
         self._timeout = timeout

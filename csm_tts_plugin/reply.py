@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from prometheus_client import Counter
 
 from .audio.resample import StreamResampler, from_pcm16, to_pcm16
 from .call import Call
@@ -39,6 +40,11 @@ minute to load."""
 _RESUME_POLL_S = 0.1
 _RESUMES = 3
 """Engines that one sentence may lose."""
+_BUSY_REST_S = 1.0
+"""For an engine that is full and does not say when to come back."""
+
+_resumed = Counter("csm_resumes", "Sentences said again, their engine being lost or full")
+"""In the process's own registry, which LiveKit's worker serves where it is told to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,14 @@ class _Said:
     sentence: Sentence = field(repr=False)
     utterance: Utterance | None
     resumes: int = 0
+    refusals: int = 0
+    refused_at: float = 0.0
+    """When an engine was too full for it the first time."""
+
+    @property
+    def made(self) -> bool:
+        """Whether all of its sound is here."""
+        return self.utterance is not None and self.utterance.result is not None
 
     @property
     def lost(self) -> bool:
@@ -86,7 +100,9 @@ class Reply:
     `max_seconds` is asked for each sentence; the voice is that of the call when one is begun.
 
     An engine that is lost once sound has been heard ends nothing: the sentence it did not finish is
-    spoken again from its beginning, and those after it, where the next conversation is had.
+    spoken again from its beginning, and those after it, where the next conversation is had. One
+    that is too full for a sentence is left for the next, and within a reply asked again when it
+    says so, for as long as `timeout`.
     """
 
     def __init__(
@@ -159,7 +175,11 @@ class Reply:
         for said in list(self._unheard):
             if said.lost and self._samples and said.resumes < _RESUMES:
                 said.resumes += 1
-                said.utterance = await self._say_somewhere(said.sentence)
+                await self._say_again(said)
+
+    async def _say_again(self, said: _Said) -> None:
+        said.utterance = await self._say_somewhere(said.sentence)
+        _resumed.inc()
 
     async def _say_somewhere(self, sentence: Sentence) -> Utterance | None:
         """In the middle of a reply, wait for an engine; before, whoever asked decides to."""
@@ -167,10 +187,11 @@ class Reply:
         while True:
             try:
                 return await self._say(sentence)
-            except (UnavailableError, EngineTimeoutError, BusyError):
+            except (UnavailableError, EngineTimeoutError, BusyError) as error:
                 if not self._samples or asyncio.get_running_loop().time() > deadline:
                     raise
-            await asyncio.sleep(_RESUME_POLL_S)
+                wait = (error.retry_after or 0.0) if isinstance(error, BusyError) else 0.0
+            await asyncio.sleep(max(wait, _RESUME_POLL_S))
 
     async def _say(self, sentence: Sentence) -> Utterance | None:
         """None where there is nothing to speak."""
@@ -200,6 +221,10 @@ class Reply:
                 async for chunk in utterance:
                     self._push(self._resampler.push(from_pcm16(chunk.pcm)))
                 break
+            except BusyError as refusal:
+                await self._ask_again(said, refusal)
+                if said.utterance is utterance:
+                    raise
             except UnavailableError:
                 await self._resume(said)
                 if said.utterance is utterance:
@@ -212,6 +237,27 @@ class Reply:
             logger.warning("the engine was lost in the middle of a reply; trying to go on")
             async with self._saying:
                 await self._say_lost_again()
+
+    async def _ask_again(self, said: _Said, refusal: BusyError) -> None:
+        """Leaves the utterance of `said` as it is where the time is up.
+
+        Each engine is asked once at once; after that, and only within a reply, with a rest.
+        """
+        engines, now = self._call.engines, asyncio.get_running_loop().time()
+        said.refused_at = said.refused_at or now
+        said.refusals += 1
+        if said.refusals % engines == 0:
+            left = said.refused_at + self._timeout - now
+            if not self._samples or left <= 0:
+                return
+            await asyncio.sleep(min(refusal.retry_after or _BUSY_REST_S, left))
+        async with self._saying:
+            if engines == 1:
+                return await self._say_again(said)
+            self._call.leave(refusal.retry_after or _BUSY_REST_S)
+            for one in list(self._unheard):
+                if not one.made:  # those after it were said to the engine that is left
+                    await self._say_again(one)
 
     def _push(self, samples: Samples) -> None:
         if len(samples):

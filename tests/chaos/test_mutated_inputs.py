@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from csm_tts_plugin.client import EngineClient
+from tests.chaos.figures import record, resident
 from tests.server.conftest import listen, serving, speaks, until
 from tests.server.test_seed_socket import recording
 
@@ -91,7 +92,7 @@ async def test_nothing_that_is_wrong_in_a_request_is_a_failure_inside(tmp_path, 
     print(f"seed {seed}")
     rng = random.Random(seed)
     async with serving(voices_dir=tmp_path / "voices") as server:
-        gate = asyncio.Semaphore(8)
+        gate, before = asyncio.Semaphore(8), resident()
         async with aiohttp.ClientSession() as session:
 
             async def one(path, body):
@@ -103,6 +104,9 @@ async def test_nothing_that_is_wrong_in_a_request_is_a_failure_inside(tmp_path, 
             kinds = requests()
             await asyncio.gather(*(one(*kinds[n % len(kinds)]) for n in range(count)))
         await until(lambda: server.engine.idle and not server.state.sessions)
+        grown = round(resident() - before, 1)
+        record("mutated_inputs", requests=count, failures_inside=0, memory_mib_more=grown)
+        assert count < 10_000 or grown < 64.0
         async with EngineClient(server.url) as client:
             conversation = await client.conversation()
             assert speaks(await listen(await conversation.say(LINE)), LINE)

@@ -10,6 +10,7 @@ import pytest
 
 from csm_tts_plugin.client import EngineClient
 from csm_tts_plugin.errors import CsmError
+from tests.chaos.figures import record
 from tests.chaos.proxy import POOR, FaultyProxy, Link
 from tests.server.conftest import listen
 
@@ -67,7 +68,7 @@ async def speak_over(server, link, rng, count):
 @pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.soak)])
 async def test_utterances_are_byte_complete_or_a_typed_error(server, rng, count):
     complete, resets = await speak_over(server, POOR, rng, count)
-    print(f"{complete} of {count} whole, {resets} resets")
+    record("poor_link", utterances=count, whole=complete, resets=resets, hung=0)
     assert count - complete <= resets
 
 

@@ -12,6 +12,7 @@ from csm_tts_plugin.client import EngineClient
 from csm_tts_plugin.config import FRAME_SAMPLES
 from csm_tts_plugin.engine.api import Audio
 from csm_tts_plugin.errors import BusyError
+from tests.chaos.figures import record
 from tests.server.conftest import serving
 from tests.support import stand_in_engine
 from tests.support.stand_in_engine import StandInEngine, frames_of
@@ -82,5 +83,6 @@ async def test_no_frame_of_another_stream_is_heard_over_many_slot_reuses(monkeyp
         ]
         await asyncio.gather(*(caller.run() for caller in callers))
         await server.settle()
+    record("slot_reuse", slots_used=counts["slots"], foreign_samples=counts["foreign"])
     assert counts["slots"] >= count
     assert counts["foreign"] == 0
