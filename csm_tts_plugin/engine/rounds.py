@@ -57,8 +57,8 @@ class Rounds:
         """At once, or after the utterance being spoken."""
         if conversation.speaking:
             waiting = conversation.waiting_voice
-            gone = {_given_up(one, voice) for one in (conversation.voice, *waiting)}
-            turns = [turn for turn in conversation.waiting_turns if turn.speaker not in gone]
+            leaving = {_given_up(one, voice) for one in (conversation.voice, *waiting)}
+            turns = [turn for turn in conversation.waiting_turns if turn.speaker not in leaving]
             conversation.waiting_voice, conversation.waiting_turns = [voice], turns
             return
         try:
@@ -223,13 +223,18 @@ class Rounds:
         codes = self._runner.weights.codes
         frame = self._runner.draw(batch, max(u.draw.candidates(codes) for u in speaking))
         longest = 1 + max(conversation.context.valid for conversation in conversations)
+        # A device with a queue goes on while the host hands out the frame; without one, who
+        # listens should not wait for the backbone.
+        if self._runner.runs_behind:
+            self._runner.advance(batch, longest)
         over = [
             self._deliver(row, frame, conversation, utterance)
             for row, (conversation, utterance) in enumerate(
                 zip(conversations, speaking, strict=True)
             )
         ]
-        self._runner.advance(batch, longest)
+        if not self._runner.runs_behind:
+            self._runner.advance(batch, longest)
         for conversation, utterance, end in zip(conversations, speaking, over, strict=True):
             conversation.context.valid += 1
             if isinstance(end, Reason):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -33,14 +33,58 @@ _CANDIDATES = 64
 _VOICES_KEPT = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One frame of rows [0, B): codes [B, K], samples [B, 1920]; `sound` is False where NaN or Inf
-    came out of the model."""
+Arrays = tuple[npt.NDArray[np.int64], Samples, npt.NDArray[np.bool_]]
 
-    codes: npt.NDArray[np.int64]
-    samples: Samples
-    sound: npt.NDArray[np.bool_]
+
+class Frame:
+    """One frame of rows [0, B), waited for at the first look: on a GPU it may still be made."""
+
+    def __init__(self, fetch: Callable[[], Arrays]) -> None:
+        self._fetch = fetch
+
+    @property
+    def codes(self) -> npt.NDArray[np.int64]:
+        """[B, K]"""
+        return self._arrays[0]
+
+    @property
+    def samples(self) -> Samples:
+        """[B, 1920]"""
+        return self._arrays[1]
+
+    @property
+    def sound(self) -> npt.NDArray[np.bool_]:
+        """[B]: False where NaN or Inf came out of the model."""
+        return self._arrays[2]
+
+    @cached_property
+    def _arrays(self) -> Arrays:
+        return self._fetch()
+
+
+class Mailbox:
+    """Host memory that a GPU writes results to while the host goes on; for one frame at a time."""
+
+    def __init__(self) -> None:
+        self._pinned: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
+        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def send(self, outputs: tuple[Tensor, ...]) -> Callable[[], Arrays]:
+        """Queue the copies; what is returned waits for them."""
+        hosts = []
+        for output in outputs:
+            key = (output.shape, output.dtype)
+            if key not in self._pinned:
+                self._pinned[key] = torch.empty(output.shape, dtype=output.dtype, pin_memory=True)
+            hosts.append(self._pinned[key].copy_(output, non_blocking=True))
+        self._arrived.record()
+
+        def fetch() -> Arrays:
+            self._arrived.synchronize()
+            codes, samples, sound = (host.numpy().copy() for host in hosts)
+            return codes, samples, sound
+
+        return fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +128,9 @@ class Runner:
         self._use_graphs = graphs
         self._graphs: GraphSet | None = None
         self._voices: OrderedDict[str, list[Tensor]] = OrderedDict()
+        self.runs_behind = self.device.type == "cuda"
+        """Work is only queued: what comes after a frame should be queued before it is looked at."""
+        self._mailbox = Mailbox() if self.runs_behind else None
 
     @torch.inference_mode()
     def warm_up(self, on_progress: Callable[[str], None] = lambda text: None) -> None:
@@ -187,8 +234,10 @@ class Runner:
             outputs = self._draw(size, width, shape_logits)
         else:
             outputs = self._graphs.replay(("draw", size, width))
-        codes, samples, sound = (output[:batch].cpu().numpy() for output in outputs)
-        return Frame(codes, samples, sound)
+        if self._mailbox is not None:
+            return Frame(self._mailbox.send(tuple(output[:batch] for output in outputs)))
+        codes, samples, sound = (output[:batch].numpy() for output in outputs)
+        return Frame(lambda: (codes, samples, sound))
 
     @torch.inference_mode()
     def advance(self, batch: int, longest: int) -> None:

@@ -282,3 +282,27 @@ def test_bfloat16_would_be_seen(small):
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16().float())
     assert not np.array_equal(truth(model, positions, 24), expected)
+
+
+def test_it_is_the_same_when_the_backbone_runs_before_the_frame_is_handed_out(seed):
+    """The order on a GPU, where the host only queues work."""
+    checkpoint, said = small_checkpoint(6), []
+    for behind in (False, True):
+        hand = ByHand(checkpoint, slots=2, queue=4)
+        hand.runner.runs_behind = behind
+        rng = np.random.default_rng(seed)
+        heard, logs = [], []
+        conversations = [hand.engine.open(voice(f"v{n}", seed=n)) for n in range(3)]
+        for number in range(4):
+            for conversation in conversations:
+                heard.append(say(hand.engine, conversation, f"Sentence {number}.", max_seconds=0.8))
+            for _ in range(int(rng.integers(1, 5))):
+                hand.round()
+            hand.engine.cancel(heard[int(rng.integers(len(heard)))].id)
+            hand.run()
+        logs = [hand.log(conversation) for conversation in conversations]
+        said.append(([[a.codes.tolist() for a in one.audio] for one in heard], logs))
+    (codes, logs), (codes_behind, logs_behind) = said
+    assert codes_behind == codes
+    for log, log_behind in zip(logs, logs_behind, strict=True):
+        np.testing.assert_array_equal(log_behind, log)
