@@ -4,7 +4,7 @@ Loss: log-mel distances at three resolutions, commitment, and the phone that cod
 Speech is on the codec's grid, one symbol a frame, so that the last needs no aligner; it makes
 codebook 0 phonetic, as Mimi distils its own from a speech model.
 `--freeze` trains the decoder alone, from the codes that `encode.py` wrote: they, and what was
-trained on them, stay valid.
+trained on them, stay valid. `--ear` adds what a network that knows phones hears (`ear.py`).
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 import torchaudio
 from torch import nn
 from torch.nn import functional as F
 from transformers import MimiModel
 
-from . import corpus, encode
-from .common import Clock, arguments, batch_random, learning_rate, load, save
+from . import corpus, crops
+from .common import Clock, arguments, last_step, learning_rate, load, save
+from .ear import Ear, trained
 from .spec import FRAME, SAMPLE_RATE, SYMBOLS, mimi_config
 
-BATCH, FRAMES = 6, 12
 LEAD = 2
 """Frames of a crop that only warm the decoder up."""
 FLOOR = 2e-2
 """Added to mel magnitudes before the logarithm: below it there is nothing to hear."""
+HEARD = 4.0
+"""Weight of what an ear hears: it brings both parts of the loss to about 1."""
 DECAY = 0.99
 """Of the codebooks' running means."""
 UNREACHABLE = 1e3
@@ -94,7 +95,7 @@ class Trainee(nn.Module):
         self.mel = MelLoss()
 
     def forward(
-        self, audio: torch.Tensor, phones: torch.Tensor, learn_codes: bool
+        self, audio: torch.Tensor, phones: torch.Tensor, learn_codes: bool, ear: Ear | None = None
     ) -> dict[str, torch.Tensor]:
         """Losses for audio (batch, 1, samples) with one phone number a frame (batch, frames)."""
         with torch.set_grad_enabled(learn_codes and torch.is_grad_enabled()):
@@ -111,20 +112,31 @@ class Trainee(nn.Module):
             phone = F.cross_entropy(self.reader(first[1]).transpose(1, 2), phones)
         with torch.autocast(audio.device.type, torch.bfloat16, enabled=self.training):
             made = self.codec.decoder(first[0] + rest[0]).audio_values
-        spectral = self.mel(made.float()[..., : audio.shape[-1]], audio)
+        near = self._compare(made.float()[..., : audio.shape[-1]], audio, ear)
         commitment = first[2] + rest[2]
-        total = spectral + 0.25 * commitment + 0.3 * phone if learn_codes else spectral
-        return {"loss": total, "spectral": spectral, "commitment": commitment, "phone": phone}
+        if learn_codes:
+            near["loss"] = near["loss"] + 0.25 * commitment + 0.3 * phone
+        return {**near, "commitment": commitment, "phone": phone}
 
-    def redecode(self, codes: torch.Tensor, audio: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Loss of decoding codes (batch, codebooks, frames) against their audio.
+    def redecode(
+        self, codes: torch.Tensor, audio: torch.Tensor, ear: Ear | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Losses of decoding codes (batch, codebooks, frames) against their audio.
 
         The first frames lack what came before them in the utterance; they do not count.
         """
         made = self.codec.decoder(self.codec.quantizer.decode(codes)).audio_values
         skip = LEAD * FRAME
-        spectral = self.mel(made.float()[..., skip : audio.shape[-1]], audio[..., skip:])
-        return {"loss": spectral, "spectral": spectral}
+        return self._compare(made.float()[..., skip : audio.shape[-1]], audio[..., skip:], ear)
+
+    def _compare(
+        self, made: torch.Tensor, wanted: torch.Tensor, ear: Ear | None
+    ) -> dict[str, torch.Tensor]:
+        spectral = self.mel(made, wanted)
+        if ear is None:
+            return {"loss": spectral, "spectral": spectral}
+        heard = ear.distance(made, wanted)
+        return {"loss": spectral + HEARD * heard, "spectral": spectral, "heard": heard}
 
     def _quantize(
         self, part: nn.Module, latents: torch.Tensor, learn: bool
@@ -163,51 +175,6 @@ def _follow(book: nn.Module, chosen: torch.Tensor, vectors: torch.Tensor) -> Non
     book._embed = None
 
 
-def batch(rows: list[dict], seed: int, step: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Audio (batch, 1, samples) and phone numbers (batch, frames), crops on frame boundaries."""
-    random_ = batch_random(seed, step)
-    audio, phones = [], []
-    while len(audio) < BATCH:
-        row = random_.choice(rows)
-        frames = len(row["symbols"])
-        if frames < FRAMES:
-            continue
-        start = random_.randint(0, frames - FRAMES)
-        audio.append(row["audio"][start * FRAME : (start + FRAMES) * FRAME])
-        phones.append([ord(c) - 0x20 for c in row["symbols"][start : start + FRAMES]])
-    sound = torch.from_numpy(np.stack(audio).astype(np.float32) / 32768)[:, None]
-    return sound.to(device), torch.tensor(phones, device=device)
-
-
-def coded_batch(
-    rows: list[dict], seed: int, step: int, device: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes (batch, codebooks, frames) and audio (batch, 1, samples) of crops."""
-    random_ = batch_random(seed, step)
-    audio, codes = [], []
-    while len(audio) < BATCH:
-        row = random_.choice(rows)
-        if len(row["codes"]) < FRAMES:
-            continue
-        start = random_.randint(0, len(row["codes"]) - FRAMES)
-        audio.append(row["audio"][start * FRAME : (start + FRAMES) * FRAME])
-        codes.append(row["codes"][start : start + FRAMES].T)
-    sound = torch.from_numpy(np.stack(audio).astype(np.float32) / 32768)[:, None]
-    return torch.from_numpy(np.stack(codes).astype(np.int64)).to(device), sound.to(device)
-
-
-def coded_rows(work: Path, main_share: float) -> list[dict]:
-    """Encoded utterances with their audio, the main voice repeated to its share."""
-    rows = encode.load(work)
-    shards = sorted({row["shard"] for row in rows})
-    audio = [row["audio"] for n in shards for row in corpus.load(work, range(n, n + 1))]
-    rows = [{**row, "audio": sound} for row, sound in zip(rows, audio, strict=True)]
-    main = [r for r in rows if (r["voice"], r["size"]) == corpus.MAIN]
-    others = [r for r in rows if (r["voice"], r["size"]) != corpus.MAIN]
-    wanted = round(len(main) * (1 - main_share) / main_share)
-    return main + (others * (wanted // max(len(others), 1) + 1))[:wanted]
-
-
 def start(path: Path | None) -> MimiModel:
     """A codec to train: that of a folder, or a new one."""
     if path:
@@ -220,13 +187,16 @@ def start(path: Path | None) -> MimiModel:
     return model
 
 
-def evaluate(model: Trainee, rows: list[dict], device: str) -> dict[str, float]:
+def evaluate(
+    model: Trainee, rows: list[dict], device: str, ear: Ear | None = None
+) -> dict[str, float]:
     """Mean losses over 8 fixed batches."""
     model.eval()
     totals: dict[str, float] = {}
     with torch.no_grad():
         for step in range(8):
-            for key, value in model(*batch(rows, 0, -1 - step, device), False).items():
+            parts = model(*crops.batch(rows, 0, -1 - step, device), False, ear)
+            for key, value in parts.items():
                 totals[key] = totals.get(key, 0.0) + value.item() / 8
     model.train()
     return totals
@@ -236,10 +206,11 @@ def train(args: argparse.Namespace) -> None:
     """Run until the schedule's or the piece's end."""
     torch.manual_seed(args.seed)
     model = Trainee(start(args.start)).to(args.device).train()
+    ear = trained(args.ear).to(args.device) if args.ear else None
     if args.freeze:
         model.requires_grad_(False)
         model.codec.decoder.requires_grad_(True)
-        rows = coded_rows(args.work, args.main_share)
+        rows = crops.coded_rows(args.work, args.main_share)
     else:
         rows = corpus.load(args.work, range(1, args.shards))
     held = corpus.load(args.work, range(1))
@@ -248,13 +219,13 @@ def train(args: argparse.Namespace) -> None:
     path = args.work / args.name
     step = load(path, model, optimizer) if path.exists() else 0
     clock, mean, first = Clock(args.minutes), 0.0, step
-    while step < args.steps and not clock.over():
+    while step < last_step(args) and not clock.over():
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.rate)
         if args.freeze:
-            losses = model.redecode(*coded_batch(rows, args.seed, step, args.device))
+            losses = model.redecode(*crops.coded_batch(rows, args.seed, step, args.device), ear)
         else:
-            losses = model(*batch(rows, args.seed, step, args.device), True)
+            losses = model(*crops.batch(rows, args.seed, step, args.device), True, ear)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(learn, 1.0)
@@ -265,15 +236,19 @@ def train(args: argparse.Namespace) -> None:
             rest = "  ".join(f"{k} {v.item():.3f}" for k, v in losses.items())
             print(f"step {step}  {clock.spent():.0f} s  mean {mean:.3f}  {rest}", flush=True)
         if step % 500 == 0:
-            print("held out", evaluate(model, held, args.device), flush=True)
+            report(step, evaluate(model, held, args.device, ear))
         if clock.due(120):
             save(path, step, model, optimizer)
             model.codec.save_pretrained(args.work / "codec")
     save(path, step, model, optimizer)
     model.codec.save_pretrained(args.work / "codec")
-    figures = evaluate(model, held, args.device)
-    print("| step | " + " | ".join(figures) + " |")
-    print(f"| {step} | " + " | ".join(f"{v:.3f}" for v in figures.values()) + " |")
+    report(step, evaluate(model, held, args.device, ear))
+
+
+def report(step: int, figures: dict[str, float]) -> None:
+    """One line of a table: held-out figures."""
+    print(f"| {step} | " + " | ".join(f"{k} {v:.3f}" for k, v in figures.items()) + " |",
+          flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -281,6 +256,7 @@ def main() -> None:
     parser = arguments(__doc__, steps=20_000, rate=5e-4)
     parser.add_argument("--start", type=Path, help="folder of a codec to start from")
     parser.add_argument("--freeze", action="store_true", help="train the decoder alone")
+    parser.add_argument("--ear", type=Path, help="checkpoint of an ear to please")
     parser.add_argument(
         "--main-share", type=float, default=0.7, help="of the main voice (--freeze)"
     )

@@ -28,6 +28,7 @@ def arguments(description: str | None, steps: int, rate: float) -> argparse.Argu
     parser.add_argument(
         "--minutes", type=float, default=1e9, help="stop after so long; run again to go on"
     )
+    parser.add_argument("--until", type=int, help="stop after this step; run again to go on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -37,6 +38,11 @@ def arguments(description: str | None, steps: int, rate: float) -> argparse.Argu
 def batch_random(seed: int, step: int) -> random.Random:
     """The random choices of one step, which a resumed run repeats."""
     return random.Random(seed * 1_000_003 + step)
+
+
+def last_step(args: argparse.Namespace) -> int:
+    """Where this piece of the schedule ends at the latest."""
+    return args.steps if args.until is None else min(args.steps, args.until)
 
 
 def learning_rate(step: int, steps: int, top: float, warm: int = 100) -> float:

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers import CsmForConditionalGeneration
 
 from . import encode
-from .common import Clock, arguments, batch_random, learning_rate, load, save
+from .common import Clock, arguments, batch_random, last_step, learning_rate, load, save
 from .corpus import MAIN
 from .spec import AUDIO, AUDIO_END, BOS, CODEBOOKS, END, EOS, SPECIAL, VOCAB, WIDTH, csm_config
 
@@ -353,7 +353,7 @@ def train(args: argparse.Namespace) -> None:
     path = args.work / "lm.safetensors"
     step = load(path, trainee, optimizer) if path.exists() else 0
     clock, mean, first = Clock(args.minutes), {"first": 0.0, "rest": 0.0}, step
-    while step < args.steps and not clock.over():
+    while step < last_step(args) and not clock.over():
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.rate)
         batch = corpus.batch(args.seed, step).to(args.device)
