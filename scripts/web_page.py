@@ -128,6 +128,7 @@ def application(config: PageConfig) -> web.Application:
         return web.json_response({"url": config.browser_url, "token": room_token(config)})
 
     app = web.Application(middlewares=[_guard(config)], client_max_size=1024)
+    app.on_response_prepare.append(_headers(config))
     app.router.add_get("/", index)
     app.router.add_post("/token", token)
     app.router.add_static("/assets/", config.dist / "assets")
@@ -135,30 +136,33 @@ def application(config: PageConfig) -> web.Application:
 
 
 def _guard(config: PageConfig) -> Middleware:
-    """Headers on every answer; no answer for a foreign name or a page of somebody else's."""
-    headers = security_headers(config.browser_url)
+    """No answer for a foreign name, nor for somebody else's page."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
         if config.hosts is not None and _name(f"//{host}") not in config.hosts:
-            return web.Response(status=403, text="This name is not served here.", headers=headers)
+            raise web.HTTPForbidden(text="This name is not served here.")
         if origin is not None and urlsplit(origin).netloc != host:
-            return web.Response(status=403, text="Ask from our own page.", headers=headers)
-        try:
-            response = await handler(request)
-        except web.HTTPException as refused:
-            refused.headers.update(headers)
-            raise
-        response.headers.update(headers)
-        response.headers["Cache-Control"] = (
-            "public, max-age=31536000, immutable"
-            if request.path.rpartition("/assets/")[1] and response.status == 200
-            else "no-store"
-        )
-        return response
+            raise web.HTTPForbidden(text="Ask from our own page.")
+        return await handler(request)
 
     return guard
+
+
+def _headers(
+    config: PageConfig,
+) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """On every answer, errors too; only files whose name says what is in them are kept."""
+    security = security_headers(config.browser_url)
+
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(security)
+        named = "/assets/index-" in request.path and response.status in (200, 206, 304)
+        kept = "public, max-age=31536000, immutable" if named else "no-store"
+        response.headers["Cache-Control"] = kept
+
+    return add
 
 
 def security_headers(livekit_url: str) -> dict[str, str]:

@@ -112,6 +112,7 @@ export class Call {
     this.timers.push(window.setInterval(() => void this.checkLine(), 1_000));
     this.timers.push(window.setTimeout(() => this.expectAgent(), AGENT_LIMIT_MS));
     for (const person of this.room.remoteParticipants.values()) this.meet(person);
+    this.tellFacts();
     this.listener.playable(this.room.canPlaybackAudio);
   }
 

@@ -72,7 +72,7 @@ export function turnTimes(report: TurnReport, heard: number | null): TurnTimes |
   const beside = Math.min(Math.max(0, known - whole), llm);
   const parts: Part[] = [
     { key: "stt", name: "Speech to text", seconds: stt },
-    { key: "turn-end", name: "Turn end", seconds: waited - stt },
+    { key: "turn-end", name: "End of turn", seconds: waited - stt },
     { key: "llm", name: "Language model", seconds: llm - beside },
     { key: "first-audio", name: "First audio", seconds: voice },
     { key: "network", name: "Network, rest", seconds: Math.max(0, whole - known) },
