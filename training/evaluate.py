@@ -1,7 +1,8 @@
 """Measure csm-tiny: what a recogniser understands, whether it stops, whether it keeps the voice.
 
-Needs `faster-whisper` with the model of `make setup`, `jiwer`, and for --voices `resemblyzer`.
-Prints one table of figures; --out keeps the sound.
+Needs `faster-whisper` with the model of `make setup`, and jiwer and resemblyzer (for --voices),
+which `python3 -m scripts.setup measuring` installs. Prints one table of figures; --out keeps the
+sound.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import soundfile
 import soxr
 import torch
 from transformers import AutoProcessor, CsmForConditionalGeneration
+
+from benchmarks.similarity import Ear, measuring
 
 from . import corpus
 from .sentences import held_out
@@ -51,6 +54,7 @@ class Listener:
 
     def error_rate(self, texts: list[str], sounds: list[np.ndarray]) -> tuple[float, list[str]]:
         """Word error rate over all, and the transcripts."""
+        measuring()
         import jiwer
 
         heard = [self.hear(sound) for sound in sounds]
@@ -100,31 +104,53 @@ def codec_gate(model, listener: Listener, rows: list[dict]) -> dict[str, float]:
     return {"original": before, "through the codec": after}
 
 
-def voice_gate(model, processor, count: int, seed: int) -> float:
-    """Similarity of speech to its own reference, minus to the others', over `count` voices."""
-    from resemblyzer import VoiceEncoder, preprocess_wav
+def voices_to_tell_apart(count: int, seed: int) -> list[tuple[str, float]]:
+    """Different ones: beside itself a voice would pass for one of the others."""
+    random_, drawn = random.Random(seed), {}
+    while len(drawn) < count:
+        drawn[corpus.draw_voice(random_)] = None
+    return list(drawn)
 
-    random_ = random.Random(seed)
-    encoder = VoiceEncoder("cpu", verbose=False)
-    references, conversations = [], []
+
+def voice_gate(model, processor, count: int, seed: int) -> dict[str, float]:
+    """Similarity of speech to its own reference, minus to the others', over `count` voices.
+
+    `recordings` are the ends of that scale: what a second sentence of the same synthesiser has.
+    """
+    ear, texts = Ear(), held_out(200)
     text = "I would like to talk about the garden, and the weather in the morning."
-    for number in range(count):
-        name, size = corpus.draw_voice(random_)
-        said = held_out(200)[100 + number]
-        spoken = corpus.speak(said, name, size)
-        if spoken is None:
-            continue
-        sound = spoken[1].astype(np.float32) / 32768
-        references.append(sound)
-        conversations.append([turn(said, audio=sound), turn(text)])
-    spoken_all = []
-    for conversation in conversations:
-        spoken_all += speak(model, processor, [conversation])[0]
-    embed = [encoder.embed_utterance(preprocess_wav(s, SAMPLE_RATE)) for s in references]
-    said_by = [encoder.embed_utterance(preprocess_wav(s, SAMPLE_RATE)) for s in spoken_all]
-    table = np.array(said_by) @ np.array(embed).T
-    own = np.diag(table).mean()
-    return float(own - (table.sum() - np.trace(table)) / (table.size - len(table)))
+    references, again, spoken = [], [], []
+    for number, voice in enumerate(voices_to_tell_apart(count, seed)):
+        said, sound = _synthetic(texts[100 + number :], voice)
+        _, second = _synthetic(texts[150 + number :], voice)
+        conversation = [turn(said, audio=sound), turn(text)]
+        speech = speak(model, processor, [conversation])[0][0]
+        references.append(ear.hear(sound, SAMPLE_RATE))
+        again.append(ear.hear(second, SAMPLE_RATE))
+        spoken.append(ear.hear(speech, SAMPLE_RATE))
+        print(f"voice {number + 1}/{count}", flush=True)
+    own, others = _own_and_others(spoken, references)
+    bound = _own_and_others(again, references)
+    return {
+        "voice similarity, own": own,
+        "voice similarity, others": others,
+        "voice similarity, own minus others": own - others,
+        "voice similarity, own minus others, of recordings": bound[0] - bound[1],
+    }
+
+
+def _synthetic(texts: list[str], voice: tuple[str, float]) -> tuple[str, np.ndarray]:
+    """The first of these sentences that the synthesiser can say in this voice."""
+    for text in texts:
+        if (spoken := corpus.speak(text, *voice)) is not None:
+            return text, spoken[1].astype(np.float32) / 32768
+    raise SystemExit(f"flite's {voice[0]} says none of the sentences; check its installation.")
+
+
+def _own_and_others(some: list[np.ndarray], references: list[np.ndarray]) -> tuple[float, float]:
+    table = np.array(some) @ np.array(references).T
+    others = (table.sum() - np.trace(table)) / (table.size - len(table))
+    return float(np.diag(table).mean()), float(others)
 
 
 def main() -> None:
@@ -180,7 +206,7 @@ def main() -> None:
     figures["seconds of speech"] = length
     figures["times real time, 20 at once"] = length / spent
     if args.voices:
-        figures["voice similarity, own minus others"] = voice_gate(model, processor, args.voices, 5)
+        figures |= voice_gate(model, processor, args.voices, 5)
     for text, said in list(zip(texts, heard, strict=True))[:20]:
         print(f"{text}  ->  {said}")
     if args.out:

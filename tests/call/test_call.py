@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 import soundfile
+
+from tests.support.wording import errors, words
 
 pytestmark = [pytest.mark.call, pytest.mark.timeout(700)]
 
@@ -23,21 +23,6 @@ KEYS = {
     "e2e",
     "reply_seconds",
 }
-
-
-def words(text: str) -> list[str]:
-    plain = text.lower().replace("-", " ").replace("mr.", "mister")
-    return re.findall(r"[a-z']+", plain)
-
-
-def word_errors(heard: list[str], said: list[str]) -> int:
-    """Levenshtein's distance in words."""
-    row = list(range(len(said) + 1))
-    for i, a in enumerate(heard, 1):
-        above, row[0] = row[0], i
-        for j, b in enumerate(said, 1):
-            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (a != b))
-    return row[-1]
 
 
 def test_the_call_ends_with_success(call):
@@ -67,7 +52,7 @@ def test_the_caller_is_understood(call):
     said = [word for turn in call.report["turns"] for word in words(turn["reference_text"])]
     heard = [word for turn in call.report["turns"] for word in words(turn["caller_text"])]
     assert len(said) > 40
-    assert word_errors(heard, said) <= 0.15 * len(said)
+    assert errors(heard, said) <= 0.15 * len(said)
 
 
 def test_after_the_first_long_turn_the_agent_speaks_in_the_callers_voice(call):
