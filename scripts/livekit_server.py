@@ -31,6 +31,8 @@ class LiveKitServer:
     key: str = "call"
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     port: int = 0
+    redis: str = ""
+    """Address of a Redis: with one it keeps SIP trunks and dispatch rules."""
     _child: Child | None = None
 
     @property
@@ -81,6 +83,7 @@ class LiveKitServer:
             },
             "keys": {self.key: self.secret},
             "logging": {"level": "info"},
+            **({"redis": {"address": self.redis}} if self.redis else {}),
         }
         # JSON is YAML, and the environment, unlike the command line, is not for everybody to read.
         env = {**os.environ, "LIVEKIT_CONFIG": json.dumps(config)}

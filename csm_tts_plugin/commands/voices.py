@@ -92,7 +92,9 @@ def run_list(args: argparse.Namespace) -> int:
     store = _store(args)
     voices = store.list()
     for voice in voices:
-        facts = voice.problem or f"{voice.seconds:4.1f} s  {voice.date[:10]}  {voice.speaker}"
+        band = "  (a telephone's band)" if voice.band == "narrow" else ""
+        facts = f"{voice.seconds:4.1f} s  {voice.date[:10]}  {voice.speaker}{band}"
+        facts = voice.problem or facts
         print(f"{Mark.BAD if voice.problem else Mark.OK:<5}{voice.id:<24}{facts}")
     if not voices:
         print(f"no voices in {store.folder}; `voices add` keeps one")

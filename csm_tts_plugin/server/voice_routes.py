@@ -31,8 +31,8 @@ _FIELDS_MAX = 16
 
 
 async def list_voices(request: web.Request) -> web.Response:
-    """`{"voices": [{id, speaker, date, seconds, problem}, ...]}`; `problem` is null where it can be
-    used.
+    """`{"voices": [{id, speaker, date, seconds, band, problem}, ...]}`; `problem` is null where it
+    can be used.
     """
     voices = await asyncio.to_thread(_store(request).list)
     return web.json_response({"voices": [asdict(voice) for voice in voices]})

@@ -31,6 +31,8 @@ class StoredVoice:
     speaker: str = ""
     date: str = ""
     seconds: float = 0.0
+    band: str = ""
+    """`narrow` is a telephone's; empty: kept before this was noted."""
     problem: str | None = None
 
 
@@ -53,6 +55,7 @@ class VoiceStore:
             "name": voice.speaker,
             "transcript": voice.transcript,
             "sha256": voice.sha256,
+            "band": voice.band,
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,8 @@ class VoiceStore:
             voice = self.load(id)
         except CsmError as error:
             return StoredVoice(id, problem=error.message)
-        return StoredVoice(id, voice.consent.speaker, voice.consent.date, voice.seconds)
+        consent, band = voice.consent, self._record(id, self._paths(id)[1]).get("band", "")
+        return StoredVoice(id, consent.speaker, consent.date, voice.seconds, str(band))
 
     def _record(self, id: str, path: Path) -> dict[str, Any]:
         if not path.is_file():

@@ -18,6 +18,7 @@ from ..config import SAMPLE_RATE, Limits
 from ..engine.api import Turn, VoicePrompt
 from ..errors import ConsentError, TextError, VoiceError
 from ..protocol import VOICE_ID, InlineVoice
+from .measure import measure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,6 +138,12 @@ class Voice:
     @property
     def seconds(self) -> float:
         return len(self.audio) / SAMPLE_RATE
+
+    @property
+    def band(self) -> str:
+        """`narrow`: a telephone's, as heard in the sound itself whatever its rate; else `wide`."""
+        figures, _ = measure(self.audio, SAMPLE_RATE)
+        return "narrow" if figures.narrow else "wide"
 
     @property
     def key(self) -> str:

@@ -51,7 +51,7 @@ async def test_a_voice_is_added_listed_spoken_with_and_deleted(keeper, tmp_path)
     status, listed = await ask(keeper, "GET")
     assert status == 200
     entry = {"id": "ann", "speaker": "Ann", "date": "2025-01-31", "seconds": 1.0, "problem": None}
-    assert listed == {"voices": [entry]}
+    assert listed == {"voices": [{**entry, "band": "narrow"}]}, "a low tone"
     key = VoiceStore(tmp_path).load("ann").key
     async with EngineClient(keeper.url) as client:
         conversation = await client.conversation("ann")

@@ -5,6 +5,7 @@ attributes of a call, whose speech and hearing go through 8 kHz mu-law.
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from scripts import caller
 from scripts.livekit_server import LiveKitServer
 from tests.support import mulaw
 
-NUMBER, TRUNK, NAME = "+4930901820987", "+4930901820111", "Phone zanzibar-canary"
+NUMBER, TRUNK, NAME = "+493023125987", "+493023125111", "Phone zanzibar-canary"
 """Of nobody: Berlin's range for films. Canaries: none of it may appear in a log."""
 LOUD = 300
 """Of 32768: 40 dB below full scale, above what is left of silence after coding."""
@@ -28,6 +29,7 @@ class Phone:
         self, server: LiveKitServer, room: str, status: str = "ringing", **attributes: str
     ) -> None:
         self._url = server.url
+        self.called = room
         self.identity = f"sip_{NUMBER}"
         known = {"sip.phoneNumber": NUMBER, "sip.trunkPhoneNumber": TRUNK, "sip.callID": "SCL_test"}
         self._token = (
@@ -39,7 +41,8 @@ class Phone:
             .with_grants(api.VideoGrants(room_join=True, room=room, can_update_own_metadata=True))
             .to_jwt()
         )
-        self.packets: list[rtc.DataPacket] = []
+        self.turns: list[dict[str, Any]] = []
+        """The agent's figures of each."""
         self.final_words: list[str] = []
         """What the agent understood of us, turn by turn."""
         self._frames: list[np.ndarray] = []
@@ -50,7 +53,7 @@ class Phone:
         self._recording = caller.Recording()
         self._mouth = caller.Mouth(self._recording)
         self.room.on("track_subscribed", lambda track, *_: self._start(self._listen(track)))
-        self.room.on("data_received", self.packets.append)
+        self.room.on("data_received", self._take)
         self.room.register_text_stream_handler(
             "lk.transcription", lambda reader, who: self._start(self._read(reader, who))
         )
@@ -118,6 +121,10 @@ class Phone:
         async for event in stream:
             pcm = np.frombuffer(event.frame.data, np.int16)
             self._frames.append(mulaw.decode(mulaw.encode(pcm)))
+
+    def _take(self, packet: rtc.DataPacket) -> None:
+        if packet.topic == "csm.turn":
+            self.turns.append(json.loads(packet.data))
 
     async def _read(self, reader: rtc.TextStreamReader, who: str) -> None:
         try:

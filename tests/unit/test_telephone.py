@@ -19,7 +19,7 @@ SOON = 0.05
 class Person:
     status: str | None = "ringing"
     kind: int = SIP
-    identity: str = "sip_+4930901820987"
+    identity: str = "sip_+493023125987"
     name: str = ""
     more: dict = field(default_factory=dict)
 
@@ -154,7 +154,7 @@ async def test_no_lead_in_can_be_asked_for(room):
 
 
 async def test_what_is_known_of_the_caller_is_hidden_from_then_on(line, room):
-    number, trunk = "+493090182012", "030 90182 013"
+    number, trunk = "+49302312512", "030 23125 013"
     person = Person("active", name="Ada of Berlin")
     person.more = {"sip.phoneNumber": number, "sip.trunkPhoneNumber": trunk}
     assert await line.answered(person)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from csm_tts_plugin.__main__ import main
 from csm_tts_plugin.commands import voice_check
@@ -63,6 +64,17 @@ def test_a_voice_is_kept_listed_and_removed(folder, capsys):
     assert list(folder.iterdir()) == []
     assert voices("list") == 0
     assert "no voices in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rate", "band"), [(16_000, "wide"), (8_000, "narrow")])
+def test_the_record_and_the_list_say_a_telephones_band(rate, band, folder, capsys):
+    """Told by the sound: the file has 24 kHz, as everything that LiveKit hands over."""
+    raised = soxr.resample(heard(LONG, rate).samples, rate, 24_000)
+    file = write(raised, rate=24_000)
+    assert voices("add", "ada", file, *CONSENT, "--transcript", words_of(LONG)) == 0
+    assert json.loads((folder / "ada.json").read_text())["band"] == band
+    assert voices("list") == 0
+    assert ("a telephone's band" in capsys.readouterr().out) == (band == "narrow")
 
 
 @pytest.mark.parametrize("missing", [CONSENT[:2], CONSENT[2:], [], ["--speaker", "", *CONSENT[2:]]])
