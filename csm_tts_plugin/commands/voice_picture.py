@@ -14,6 +14,10 @@ from ..voices.measure import HOP_S
 from .voice_check import Examined
 
 _SPEECH, _NOISE, _PITCH = "#c8641e", "#8a8a8a", "#2f6f9f"
+_ABOVE: dict[str, Any] = {
+    "loc": "lower right", "bbox_to_anchor": (1.0, 0.98), "borderaxespad": 0.0, "frameon": False,
+}  # fmt: skip
+"""Where a legend hides no curve."""
 
 
 def draw(examined: Examined, name: str, path: Path) -> None:
@@ -53,11 +57,11 @@ def _level(axis: Any, examined: Examined) -> None:
     voiced = np.where(track.voiced, track.pitch_hz, np.nan)
     pitch.plot(times, voiced, ".", ms=3, color=_PITCH)
     pitch.set_ylabel("pitch, Hz", color=_PITCH)
-    axis.legend(loc="upper right", frameon=False, ncols=2)
+    axis.legend(**_ABOVE, ncols=2)
 
 
 def _spectrum(axis: Any, examined: Examined) -> None:
     axis.specgram(examined.samples + 1e-7, NFFT=512, noverlap=384, Fs=SAMPLE_RATE, vmin=-140)
     axis.axhline(examined.figures.bandwidth_hz, color=_SPEECH, lw=1.5, label="bandwidth")
     axis.set_ylabel("Hz")
-    axis.legend(loc="upper right", frameon=False, labelcolor="white")
+    axis.legend(**_ABOVE)
