@@ -18,22 +18,28 @@ RATE = 16_000
 READER = [recording.name for recording in pins.SPEECH]
 """Five sentences of one man, a LibriVox reader."""
 SPEAKERS = [recording.name for recording in pins.SPEAKERS]
-"""One short recording each of other men."""
-
-
-def folder_of(name: str) -> Path:
-    return TOOLS / (pins.SPEECH_FOLDER if name in READER else pins.SPEAKERS_FOLDER)
+"""Short recordings of two other men."""
+_PROMPTS = [recording for part in pins.PROMPTS.values() for recording in part]
+WOMEN = ["allison_busy", "june_nogo"]
+"""One recording each of two women; the second speaks French."""
+PEOPLE = [READER[0], "numbers", "cards", *WOMEN]
+"""One recording each of five people."""
 
 
 def path_of(name: str) -> Path:
-    path = folder_of(name) / f"{name}.wav"
+    folder = pins.SPEECH_FOLDER if name in READER else pins.SPEAKERS_FOLDER
+    if name in {recording.name for recording in _PROMPTS}:
+        folder = pins.PROMPTS_FOLDER
+    path = TOOLS / folder / f"{name}.wav"
     if not path.is_file():
-        pytest.skip(f"the recording {path.name} is not here: run `make setup`")
+        where = "; that one comes from Debian alone" if folder == pins.PROMPTS_FOLDER else ""
+        pytest.skip(f"the recording {path.name} is not here: run `make setup`{where}")
     return path
 
 
 def words_of(name: str) -> str:
-    return next(r.words for r in (*pins.SPEECH, *pins.SPEAKERS) if r.name == name)
+    known = (*pins.SPEECH, *pins.SPEAKERS, *_PROMPTS)
+    return next(recording.words for recording in known if recording.name == name)
 
 
 def heard(name: str, rate: int = RATE) -> HeardTurn:

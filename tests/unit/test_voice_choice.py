@@ -20,9 +20,11 @@ from csm_tts_plugin.voices.choose import (
 from csm_tts_plugin.voices.faults import LONGEST_S, SHORTEST_S
 from csm_tts_plugin.voices.measure import measure
 from tests.support.recordings import (
+    PEOPLE,
     RATE,
     READER,
     SPEAKERS,
+    WOMEN,
     heard,
     higher,
     in_turn,
@@ -64,12 +66,28 @@ def test_a_clean_sentence_is_a_reference_at_any_rate(name, rate):
     assert 80 < choice.figures.pitch_hz < 130
 
 
-@pytest.mark.parametrize("name", SPEAKERS)
+@pytest.mark.parametrize("name", [*SPEAKERS, *WOMEN])
 def test_other_people_are_heard_well_too(name):
     figures = verdict(heard(name)).figures
     assert not names(heard(name)), "shortness alone does not refuse a turn"
     assert figures.voiced > 0.5
     assert figures.snr_db > 20
+
+
+@pytest.mark.parametrize("name", PEOPLE)
+def test_everybodys_telephone_is_taken_and_told(name):
+    found = verdict(heard(name, 8_000))
+    assert found.taken, found.faults
+    assert found.figures.narrow
+    assert found.figures.voiced > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"), [(PEOPLE[0], 80, 130), (WOMEN[0], 160, 240)]
+)
+def test_men_and_women_are_heard_at_their_pitch(name, lowest, highest):
+    for rate in (8_000, 16_000, 48_000):
+        assert lowest < verdict(heard(name, rate)).figures.pitch_hz < highest
 
 
 def raised(name: str, rate: int) -> HeardTurn:
@@ -92,7 +110,7 @@ def test_wide_sound_scores_better_than_a_telephones():
     assert wide.score > phone.score + MARGIN
 
 
-@pytest.mark.parametrize("name", [*READER, *SPEAKERS])
+@pytest.mark.parametrize("name", [*READER, *SPEAKERS, *WOMEN])
 @pytest.mark.parametrize(
     ("fault", "change"),
     [
@@ -123,6 +141,15 @@ def test_a_little_noise_is_no_fault_but_lowers_the_score(snr):
 def test_two_people_who_take_turns_are_refused_if_their_pitches_differ():
     man, other = heard(LONG).samples, higher(heard("numbers").samples)
     assert "speakers" in names(HeardTurn("some words for all of this", in_turn(man, other), RATE))
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000])
+@pytest.mark.parametrize("name", ["numbers", "cards", READER[0], READER[3]])
+@pytest.mark.parametrize("woman", WOMEN)
+def test_a_man_and_a_woman_who_take_turns_are_refused(name, woman, rate):
+    for order in ((name, woman), (woman, name)):
+        both = in_turn(*(heard(one, rate).samples for one in order))
+        assert "speakers" in names(HeardTurn("some words for all of this", both, rate))
 
 
 def test_two_people_of_like_pitch_are_not_told_apart():
