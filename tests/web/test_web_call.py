@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.call.test_call import word_errors, words
 from tests.support.recordings import READER, words_of
+from tests.support.wording import errors, words
 from tests.web.calling import LONG
 
 pytestmark = [pytest.mark.call, pytest.mark.timeout(600)]
@@ -42,7 +42,7 @@ def test_both_sides_words_are_shown_and_become_final(seen):
     assert [line["who"] for line in seen.said[:3]] == ["Agent", "You", "Agent"]
     assert seen.said[0]["busy"] == "false"
     heard, said = words(seen.said[1]["text"]), words(words_of(READER[LONG]))
-    assert word_errors(heard, said) <= 0.2 * len(said)
+    assert errors(heard, said) <= 0.2 * len(said)
 
 
 def test_each_turn_shows_where_its_time_went(seen):
