@@ -10,13 +10,14 @@ trained on them, stay valid. `--ear` adds what a network that knows phones hears
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 import torchaudio
 from torch import nn
 from torch.nn import functional as F
-from transformers import MimiModel
+from transformers import CsmForConditionalGeneration, MimiModel
 
 from . import corpus, crops
 from .common import Clock, arguments, last_step, learning_rate, load, save
@@ -176,7 +177,9 @@ def _follow(book: nn.Module, chosen: torch.Tensor, vectors: torch.Tensor) -> Non
 
 
 def start(path: Path | None) -> MimiModel:
-    """A codec to train: that of a folder, or a new one."""
+    """A codec to train: that of a folder (its own, or a whole model's), or a new one."""
+    if path and json.loads((path / "config.json").read_text())["model_type"] == "csm":
+        return CsmForConditionalGeneration.from_pretrained(path, dtype=torch.float32).codec_model
     if path:
         return MimiModel.from_pretrained(path, dtype=torch.float32)
     model = MimiModel(mimi_config())
@@ -254,7 +257,9 @@ def report(step: int, figures: dict[str, float]) -> None:
 def main() -> None:
     """Command line."""
     parser = arguments(__doc__, steps=20_000, rate=5e-4)
-    parser.add_argument("--start", type=Path, help="folder of a codec to start from")
+    parser.add_argument(
+        "--start", type=Path, help="folder of a codec, or of an exported model, to start from"
+    )
     parser.add_argument("--freeze", action="store_true", help="train the decoder alone")
     parser.add_argument("--ear", type=Path, help="checkpoint of an ear to please")
     parser.add_argument(

@@ -29,9 +29,10 @@ def arguments(description: str | None, steps: int, rate: float) -> argparse.Argu
         "--minutes", type=float, default=1e9, help="stop after so long; run again to go on"
     )
     parser.add_argument("--until", type=int, help="stop after this step; run again to go on")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2, help="cores to use")
+    parser.add_argument("--seed", type=int, default=1, help="of every random choice")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help=f"here: {device}")
     return parser
 
 

@@ -35,12 +35,15 @@ STOCK = "The morning was bright and clear, and we walked along the river to the 
 LARGEST = 40_000_000
 
 
-def assemble(checkpoint: Path, codec: Path) -> CsmForConditionalGeneration:
-    """The whole model, float32."""
+def assemble(language: Path, codec: Path) -> CsmForConditionalGeneration:
+    """The whole model, float32: a checkpoint of `lm.py`, or an exported folder's, and a codec."""
     mimi = MimiModel.from_pretrained(codec, dtype=torch.float32)
     mimi.config._name_or_path = ""  # a folder of whoever trained it
     model = CsmForConditionalGeneration(csm_config(mimi.config))
-    lm.Trainee(model).load_state_dict(weights(checkpoint))
+    if language.is_dir():
+        model.load_state_dict(lm.started(language).state_dict())
+    else:
+        lm.Trainee(model).load_state_dict(weights(language))
     model.codec_model.load_state_dict(mimi.state_dict())
     prefix = "depth_decoder_"
     own = {k: v for k, v in GENERATION.items() if not k.startswith(prefix)}
@@ -89,10 +92,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     parser.add_argument("--codec", type=Path, help="codec folder; default: WORK/codec")
+    parser.add_argument(
+        "--lm",
+        type=Path,
+        help="its checkpoint, or an exported folder; default: WORK/lm.safetensors",
+    )
     parser.add_argument("--out", type=Path, default=Path("csm_tts_plugin/assets/tiny"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    model = assemble(args.work / "lm.safetensors", args.codec or args.work / "codec")
+    language = args.lm or args.work / "lm.safetensors"
+    model = assemble(language, args.codec or args.work / "codec")
     write_model(model, args.out)
     write_processor(args.out)
     write_voice(args.out)
