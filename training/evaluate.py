@@ -90,7 +90,13 @@ def turn(text: str, speaker: str = "0", audio: np.ndarray | None = None) -> dict
     return {"role": speaker, "content": content}
 
 
-def codec_gate(model, listener: Listener, rows: list[dict]) -> dict[str, float]:
+def main_voice(rows: list[dict], lists: bool) -> list[dict]:
+    """The main voice's sentences of the grammar, which begin with a capital; or its word lists."""
+    rows = [r for r in rows if (r["voice"], r["size"]) == corpus.MAIN]
+    return [r for r in rows if r["text"][0].isupper() != lists]
+
+
+def codec_gate(model, listener: Listener, rows: list[dict], kind: str) -> dict[str, float]:
     """Error rates on held-out recordings of the corpus and on their way through the codec."""
     texts = [row["text"] for row in rows]
     sounds = [row["audio"].astype(np.float32) / 32768 for row in rows]
@@ -101,7 +107,7 @@ def codec_gate(model, listener: Listener, rows: list[dict]) -> dict[str, float]:
             again.append(model.codec_model.decode(codes).audio_values[0, 0].numpy())
     before, _ = listener.error_rate(texts, sounds)
     after, _ = listener.error_rate(texts, again)
-    return {"original": before, "through the codec": after}
+    return {f"{kind}, original": before, f"{kind}, through the codec": after}
 
 
 def voices_to_tell_apart(count: int, seed: int) -> list[tuple[str, float]]:
@@ -163,8 +169,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     parser.add_argument("--sentences", type=int, default=100)
     parser.add_argument(
-        "--codec", type=int, default=0, help="held-out utterances for the codec gate"
+        "--codec", type=int, default=0, help="held-out utterances of each kind for the codec gate"
     )
+    parser.add_argument("--shard", type=int, default=0, help="of the corpus, held out (--codec)")
     parser.add_argument("--voices", type=int, default=0, help="voices for the similarity gate")
     parser.add_argument(
         "--reference", action="store_true", help="speak with the stock voice before"
@@ -181,12 +188,10 @@ def main() -> None:
     listener = Listener(args.whisper, args.threads)
     figures: dict[str, float] = {}
     if args.codec:
-        rows = corpus.load(args.work, range(1))
-        # Sentences of the grammar begin with a capital; in lists of rare words Whisper errs anyway.
-        rows = [
-            r for r in rows if (r["voice"], r["size"]) == corpus.MAIN and r["text"][0].isupper()
-        ]
-        figures |= codec_gate(model, listener, rows[: args.codec])
+        rows = corpus.load(args.work, range(args.shard, args.shard + 1))
+        for kind in ("sentences", "word lists"):
+            part = main_voice(rows, kind != "sentences")[: args.codec]
+            figures |= codec_gate(model, listener, part, kind)
     texts = held_out(args.sentences)
     before = []
     if args.reference:
