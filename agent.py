@@ -25,6 +25,7 @@ from livekit.agents import (
     AgentStateChangedEvent,
     APIConnectOptions,
     APIError,
+    APIStatusError,
     ConversationItemAddedEvent,
     ErrorEvent,
     JobContext,
@@ -32,35 +33,31 @@ from livekit.agents import (
     ModelSettings,
     UserStateChangedEvent,
     cli,
+    function_tool,
     inference,
     llm,
     stt,
-    vad,
+    tts,
 )
 from livekit.agents import telemetry as livekit_telemetry
-from livekit.agents.types import NOT_GIVEN, NotGiven
+from livekit.agents.types import NOT_GIVEN
 from livekit.agents.voice.agent_session import SessionConnectOptions
 
 from csm_tts_plugin import TTS, personal, telemetry
 from csm_tts_plugin.agent_support import (
-    CALLER,
-    OFFLINE_LLM_URL,
-    OFFLINE_STT_URL,
-    CallerEar,
     Services,
-    VoiceFinder,
     check_keys,
     engine_facts,
     engine_load,
     turn_figures,
 )
+from csm_tts_plugin.caller_voice import CALLER, CallerVoice, spoken_words
 from csm_tts_plugin.config import AgentConfig, TelemetryConfig
+from csm_tts_plugin.consent import ATTRIBUTE, QUESTION
 from csm_tts_plugin.errors import AuthError, CsmError, UnavailableError
-from csm_tts_plugin.offline.llm import offline_llm
-from csm_tts_plugin.offline.stt import OfflineSTT
+from csm_tts_plugin.offline.providers import make_llm, make_stt
 from csm_tts_plugin.telephone import Telephone
 from livekit import api, rtc
-from livekit.plugins import openai
 
 logger = logging.getLogger("csm_tts_plugin.agent")
 
@@ -70,9 +67,8 @@ NO_IDEA = "Sorry, I lost my thread there; please say that once more."
 NOT_HEARD = "Sorry, I did not hear that; please say it once more."
 HISTORY, OFFLINE_HISTORY = 20, 3
 """Messages that the LLM sees besides its instructions; the small one reads slowly."""
-CONSENT = "csm.voice_consent"
 SIP = rtc.ParticipantKind.PARTICIPANT_KIND_SIP
-_PRELOADED = ["csm_tts_plugin.tts", "csm_tts_plugin.agent_support", "anyio._backends._asyncio"]
+_PRELOADED = ["csm_tts_plugin.tts", "csm_tts_plugin.caller_voice", "anyio._backends._asyncio"]
 """Imported once for all jobs, which are forked from there."""
 
 
@@ -86,11 +82,10 @@ class CallAgent(Agent):
         self._speech = speech
         self._line = Telephone(SIP, self._hung_up, config.phone_lead_in_s)
         self._history = OFFLINE_HISTORY if config.llm == "offline" else HISTORY
-        self._clones = config.voice_source == CALLER
-        self._voice = "stock" if self._clones else config.voice_source
-        self._spoken_in = self._voice
-        self._ear = CallerEar()
-        self._finder: VoiceFinder | None = None
+        self._calls_tools = config.llm != "offline"
+        stored = None if config.voice_source == CALLER else config.voice_source
+        self._caller = CallerVoice(speech, self._show_voice, stored=stored)
+        self._spoken_in = self._caller.name
         self._turn = 0
         self._heard: llm.MetricsReport | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,7 +95,8 @@ class CallAgent(Agent):
         self.session.on("agent_state_changed", self._on_agent_state)
         self.session.on("conversation_item_added", self._on_item)
         self.session.on("error", self._on_error)
-        self._room.on("participant_attributes_changed", lambda *_: self._consenting())
+        self._room.on("participant_attributes_changed", lambda *_: self._look_at_caller())
+        self._room.on("sip_dtmf_received", self._on_key)
         self._line.watch(self._room)
         self._later(self._greet())
 
@@ -125,7 +121,7 @@ class CallAgent(Agent):
         """What speaks here, for all in the room to see, once we are in it."""
 
         async def tell() -> None:
-            facts = {"csm.voice": self._voice, **await asyncio.to_thread(engine_facts)}
+            facts = {"csm.voice": self._caller.name, **await asyncio.to_thread(engine_facts)}
             await self._room.local_participant.set_attributes(facts)
 
         self._later(tell())
@@ -135,81 +131,110 @@ class CallAgent(Agent):
     ) -> AsyncIterator[stt.SpeechEvent]:
         async def overheard() -> AsyncIterator[rtc.AudioFrame]:
             async for frame in audio:
-                self._ear.push(bytes(frame.data), frame.sample_rate)
+                self._caller.ear.push(bytes(frame.data), frame.sample_rate)
                 yield frame
 
         async for event in Agent.default.stt_node(self, overheard(), model_settings):
             if event.type == stt.SpeechEventType.FINAL_TRANSCRIPT and event.alternatives:
-                self._take(event.alternatives[0].text)
+                self._look_at_caller()
+                heard = event.alternatives[0]
+                self._caller.heard(heard.text, spoken_words(heard.words or []))
             yield event
 
     async def llm_node(
         self, chat_ctx: llm.ChatContext, tools: list[llm.Tool], model_settings: ModelSettings
     ) -> AsyncIterator[Any]:
         recent = chat_ctx.copy().truncate(max_items=self._history)
+        known = tools if self._calls_tools else []
+        reply, called = "", False
         try:
-            async for chunk in Agent.default.llm_node(self, recent, tools, model_settings):
+            async for chunk in Agent.default.llm_node(self, recent, known, model_settings):
+                delta = chunk.delta if isinstance(chunk, llm.ChatChunk) else None
+                reply += (delta.content or "") if delta is not None else ""
+                called = called or bool(delta is not None and delta.tool_calls)
                 yield chunk
         except APIError as error:
             logger.warning("the LLM failed (%s); saying so", type(error).__name__)
             yield NO_IDEA
+            return
+        if reply.strip() and not called and self._caller.wants_asking:
+            yield f" {QUESTION}" if reply.rstrip()[-1] in ".!?" else f". {QUESTION}"
+
+    @function_tool
+    async def use_my_voice(self) -> str:
+        """Call this when the caller agrees, asked for it, to replies in their own voice."""
+        agreed = self._caller.consent.understood()
+        self._caller.follow()
+        return "They agreed." if agreed else "They have not agreed; do not ask them for it."
+
+    @function_tool
+    async def stop_using_my_voice(self) -> str:
+        """Call this when the caller does not want their own voice to be used any more."""
+        self._caller.consent.stop()
+        self._caller.follow()
+        return "Their voice is forgotten."
 
     async def tts_node(
         self, text: AsyncIterable[str], model_settings: ModelSettings
     ) -> AsyncIterator[rtc.AudioFrame]:
-        async for frame in Agent.default.tts_node(self, text, model_settings):
+        consent = self._caller.consent
+        consent.unheard()  # of an earlier reply that was broken off before its first word
+
+        async def told() -> AsyncIterator[str]:
+            said = ""
+            async for piece in text:
+                said += piece
+                consent.saying(said)
+                yield piece
+
+        async for frame in Agent.default.tts_node(self, told(), model_settings):
             rate = frame.sample_rate
+            self._caller.own.push(bytes(frame.data), rate)
             if silence := self._line.lead_in(rate):
                 yield rtc.AudioFrame(silence, rate, 1, len(silence) // 2)
             yield frame
 
-    def _take(self, text: str) -> None:
-        """A turn's words are known: give it to the engine before the reply is asked for."""
-        cut = self._ear.cut()
-        identity = self._consenting()
-        if identity is None or cut is None or not text.strip():
-            return
-        samples, rate = cut
-        if self._voice == CALLER or not self._clones:
-            self._speech.add_turn(CALLER, text, samples, rate)
-        if not self._clones:
-            return
-        self._finder = self._finder or VoiceFinder(identity)
-        if (voice := self._finder.add(text, samples, rate)) is not None:
-            self._speech.update_options(voice=voice)
-            if self._voice != CALLER:
-                self._change_voice(CALLER)
+    def _person(self) -> rtc.RemoteParticipant | None:
+        """Who talks to us; nobody else's consent counts."""
+        try:
+            return self.session.room_io.linked_participant
+        except RuntimeError:  # the console has no room
+            return None
 
-    def _consenting(self) -> str | None:
-        """Who talks to us, if their voice may be used; one who takes that back is forgotten."""
-        people = [p for p in self._room.remote_participants.values() if CONSENT in p.attributes]
-        for person in people:
-            if person.attributes[CONSENT] == "granted":
-                return person.identity
-        if self._voice == CALLER:
-            self._speech.update_options(voice=None)
-            self._finder = None
-            self._change_voice("stock")
-        return None
+    def _look_at_caller(self) -> None:
+        if (person := self._person()) is not None:
+            self._caller.identity = person.identity
+            self._caller.consent.attribute(person.attributes.get(ATTRIBUTE))
+            self._caller.follow()
 
-    def _change_voice(self, voice: str) -> None:
-        self._voice = voice
-        logger.info("replies are spoken in the voice: %s", voice)
-        self._later(self._room.local_participant.set_attributes({"csm.voice": voice}))
+    def _on_key(self, event: rtc.SipDTMF) -> None:
+        person = self._person()
+        if person and event.participant and event.participant.identity == person.identity:
+            self._caller.consent.key(event.digit)
+            self._caller.follow()
+
+    def _show_voice(self, voice: str) -> None:
+        async def tell() -> None:
+            await self._room.local_participant.set_attributes({"csm.voice": voice})
+
+        self._later(tell())
 
     def _on_user_state(self, event: UserStateChangedEvent) -> None:
         if event.new_state == "speaking":
-            self._ear.speech_began()
+            self._caller.ear.speech_began()
 
     def _on_agent_state(self, event: AgentStateChangedEvent) -> None:
         if event.new_state == "speaking":
-            self._spoken_in = self._voice
+            self._spoken_in = self._caller.name
 
     def _on_item(self, event: ConversationItemAddedEvent) -> None:
         """Each reply's figures go to the log and to the room, without a word of what was said."""
         item = event.item
         if not isinstance(item, llm.ChatMessage):
             return
+        if item.role == "assistant":
+            self._caller.consent.said(item.text_content or "")
+            self._caller.follow()
         if item.role == "user":
             self._turn += 1
             self._heard = item.metrics
@@ -227,6 +252,10 @@ class CallAgent(Agent):
         if isinstance(event.error, stt.STTError) and not event.error.recoverable:
             logger.warning("speech-to-text failed (%s)", type(event.error.error).__name__)
             self.session.say(NOT_HEARD)
+        elif isinstance(event.error, tts.TTSError) and not event.error.recoverable:
+            cause = event.error.error
+            if isinstance(cause, APIStatusError) and not cause.retryable:
+                self._caller.unusable()
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         """News for the room, which may be gone already."""
@@ -319,29 +348,6 @@ async def check_livekit(config: AgentConfig) -> None:
             raise UnavailableError(
                 f"No LiveKit server answers at {url}; start it, or correct LIVEKIT_URL."
             ) from None
-
-
-def _key() -> str | NotGiven:
-    """An endpoint of one's own mostly asks for no key, but the client insists on one."""
-    own = "OPENAI_BASE_URL" in os.environ and "OPENAI_API_KEY" not in os.environ
-    return "none" if own else NOT_GIVEN
-
-
-def make_stt(name: str, ear: vad.VAD) -> stt.STT[Any]:
-    if name == "offline":
-        return stt.StreamAdapter(stt=OfflineSTT(os.environ[OFFLINE_STT_URL]), vad=ear)
-    if name.startswith("openai:"):
-        model = openai.STT(model=name.removeprefix("openai:"), use_realtime=False, api_key=_key())
-        return stt.StreamAdapter(stt=model, vad=ear)
-    return inference.STT(model=name)
-
-
-def make_llm(name: str) -> llm.LLM[Any]:
-    if name == "offline":
-        return offline_llm(os.environ[OFFLINE_LLM_URL])
-    if name.startswith("openai:"):
-        return openai.LLM(model=name.removeprefix("openai:"), api_key=_key())
-    return inference.LLM(model=name)
 
 
 async def answer(ctx: JobContext) -> None:

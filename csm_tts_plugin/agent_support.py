@@ -1,4 +1,4 @@
-"""What `agent.py` needs and LiveKit does not give: processes to run, an ear for the caller's voice.
+"""What `agent.py` needs and LiveKit does not give: processes to run, and what is told of them.
 
 Knows nothing of LiveKit.
 """
@@ -6,43 +6,21 @@ Knows nothing of LiveKit.
 from __future__ import annotations
 
 import asyncio
-import datetime
 import json
 import logging
 import os
 import urllib.request
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from .audio.resample import from_pcm16
 from .config import AgentConfig, EngineConfig, ServerConfig
-from .errors import ConfigError, CsmError
+from .errors import ConfigError
 from .load import fullness, rows_for
-from .offline.process import OfflineProcess
+from .offline.process import OFFLINE_LLM_URL, OFFLINE_STT_URL, OfflineProcess
 from .server.supervisor import EngineProcess
-from .voices.choose import Choice, Chooser, HeardTurn, SpokenWord
-from .voices.voice import Consent, Voice
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Samples = npt.NDArray[np.float32]
 
 logger = logging.getLogger("csm_tts_plugin.agent")
-
-OFFLINE_STT_URL = "CSM_OFFLINE_STT_URL"
-OFFLINE_LLM_URL = "CSM_OFFLINE_LLM_URL"
-"""How the worker tells its jobs where the offline models listen; not for users."""
-
-CALLER = "caller"
-"""The caller's name in a conversation, and of the voice made from their speech."""
-
-_QUIET = 0.003
-"""RMS of 10 ms below which nobody speaks."""
 
 
 class Services:
@@ -171,97 +149,3 @@ def _status(url: str, timeout: float = 1.0) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return status if isinstance(status, dict) else {}
-
-
-class CallerEar:
-    """The caller's sound of late, from which each turn is cut when its words are known."""
-
-    def __init__(self, keep_s: float = 60.0, before_s: float = 0.8) -> None:
-        self._keep = keep_s
-        self._before = before_s
-        self._rate = 0
-        self._pcm = bytearray()
-        self._mark: int | None = None
-        """Byte at which the turn begins; None: nobody has spoken since the last cut."""
-
-    def push(self, pcm: bytes, rate: int) -> None:
-        """16-bit mono PCM as it arrives; the rate is that of the first."""
-        self._rate = self._rate or rate
-        self._pcm += pcm
-        surplus = len(self._pcm) - int(self._keep * self._rate) * 2
-        if surplus > 0:
-            del self._pcm[:surplus]
-            self._mark = None if self._mark is None else max(0, self._mark - surplus)
-
-    def speech_began(self) -> None:
-        """Voice activity says so, and is always late: the turn begins a moment before."""
-        if self._mark is None:
-            self._mark = max(0, len(self._pcm) - int(self._before * self._rate) * 2)
-
-    def cut(self) -> tuple[Samples, int] | None:
-        """The turn until now without the silence around it, and its rate in Hz."""
-        mark, self._mark = self._mark, None
-        if mark is None:
-            return None
-        samples = trim(from_pcm16(bytes(self._pcm[mark:])), self._rate)
-        return (samples, self._rate) if len(samples) else None
-
-
-def trim(samples: Samples, rate: int, around_s: float = 0.1) -> Samples:
-    """Without the silence before and after, but for `around_s` of it; empty when all is silence."""
-    window = rate // 100
-    blocks = samples[: len(samples) // window * window].reshape(-1, window)
-    loudness = np.sqrt(np.mean(blocks**2, axis=1))
-    loud = np.flatnonzero(loudness > max(_QUIET, 0.03 * float(loudness.max(initial=0.0))))
-    if not len(loud):
-        return samples[:0]
-    around = int(around_s * rate)
-    return samples[max(0, loud[0] * window - around) : (loud[-1] + 1) * window + around]
-
-
-@dataclass
-class VoiceFinder:
-    """Makes a voice of a consenting caller's turns, and a better one when there is one.
-
-    All that it keeps of the caller goes with it.
-    """
-
-    identity: str
-    _chooser: Chooser = field(default_factory=Chooser, repr=False)
-
-    def add(
-        self, text: str, samples: Samples, rate: int, words: Sequence[SpokenWord] = ()
-    ) -> Voice | None:
-        """The voice, once there is one or a clearly better one; the log says why not.
-
-        `words`: with the times that the STT gives, turns of more than 15 s can be used too.
-        """
-        verdict = self._chooser.add(HeardTurn(text, samples, rate, tuple(words)))
-        if not verdict.taken:
-            why = ", ".join(fault.name for fault in verdict.faults)
-            logger.info("turn %d is no reference (%s): %s", verdict.turn, why, verdict.figures)
-        if (choice := self._chooser.better()) is None:
-            return None
-        logger.info(
-            "the caller's reference is turn %s, score %.2f: %s",
-            " and ".join(map(str, choice.turns)),
-            choice.score,
-            choice.figures,
-        )
-        return self._voice(choice)
-
-    def _voice(self, choice: Choice) -> Voice | None:
-        consent = Consent(
-            speaker=self.identity,
-            statement="Granted in the call, by the participant attribute csm.voice_consent.",
-            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        )
-        try:
-            voice = Voice.from_audio(
-                choice.samples, choice.rate, transcript=choice.text, consent=consent, speaker=CALLER
-            )
-        except CsmError as error:
-            logger.info("the caller's turns make no voice yet: %s", error)
-            return None
-        logger.info("consent of %s recorded for audio %s", consent.date, voice.sha256)
-        return voice

@@ -118,6 +118,11 @@ class VoiceConsent:
         elif self.state is State.ASKED and self._answering:
             self._move(State.REFUSED, "no answer")
 
+    def unheard(self) -> None:
+        """Another reply begins: a question that was on its way is not."""
+        if self.state is State.ASKING:
+            self._asked(heard=False)
+
     def _asked(self, heard: bool) -> None:
         key, self._key = self._key, None
         self._move(State.ASKED if heard else State.UNASKED)

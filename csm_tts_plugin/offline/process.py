@@ -13,6 +13,10 @@ from ..errors import ConfigError, UnavailableError
 
 logger = logging.getLogger("csm_tts_plugin.offline")
 
+OFFLINE_STT_URL = "CSM_OFFLINE_STT_URL"
+OFFLINE_LLM_URL = "CSM_OFFLINE_LLM_URL"
+"""How the worker tells its jobs where the offline models listen; not for users."""
+
 _READY_S = 120.0
 _STOP_S = 5.0
 _PAUSES_S = (0.2, 1.0, 5.0)

@@ -1,4 +1,4 @@
-"""What the agent makes of the caller's sound, and how full it says that it is."""
+"""How full the agent says that it is, and what it does not start with."""
 
 from __future__ import annotations
 
@@ -7,68 +7,13 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 
 from csm_tts_plugin import agent_support
-from csm_tts_plugin.agent_support import CallerEar, Services, trim
+from csm_tts_plugin.agent_support import Services
 from csm_tts_plugin.config import AgentConfig
 from csm_tts_plugin.errors import ConfigError, CsmError
 from csm_tts_plugin.load import QUIET_ROWS, rows_for
-
-RATE = 16_000
-
-
-def speech(seconds: float, level: float = 0.2) -> np.ndarray:
-    time = np.arange(int(seconds * RATE)) / RATE
-    return (level * np.sin(2 * np.pi * 150 * time)).astype(np.float32)
-
-
-def pcm(samples: np.ndarray) -> bytes:
-    return (samples * 32767).astype("<i2").tobytes()
-
-
-def silence(seconds: float) -> np.ndarray:
-    return np.zeros(int(seconds * RATE), np.float32)
-
-
-def test_a_turn_is_cut_without_the_silence_around_it():
-    ear = CallerEar()
-    ear.push(pcm(silence(3.0)), RATE)
-    ear.push(pcm(speech(0.2)), RATE)
-    ear.speech_began()  # voice activity is always late
-    ear.push(pcm(speech(1.8)), RATE)
-    ear.push(pcm(silence(1.0)), RATE)
-    samples, rate = ear.cut()
-    assert rate == RATE
-    assert len(samples) / RATE == pytest.approx(2.2, abs=0.05)
-
-
-def test_a_turn_holds_nothing_of_the_turn_before():
-    ear = CallerEar()
-    ear.speech_began()
-    ear.push(pcm(speech(1.0)), RATE)
-    assert ear.cut() is not None
-    assert ear.cut() is None
-    ear.push(pcm(silence(2.0)), RATE)
-    ear.speech_began()
-    ear.push(pcm(speech(0.5)), RATE)
-    samples, _ = ear.cut()
-    assert len(samples) / RATE == pytest.approx(0.6, abs=0.05)
-
-
-def test_a_caller_who_never_stops_is_remembered_for_a_minute_only():
-    ear = CallerEar(keep_s=2.0)
-    ear.speech_began()
-    for _ in range(50):
-        ear.push(pcm(speech(0.1)), RATE)
-    samples, _ = ear.cut()
-    assert len(samples) / RATE == pytest.approx(2.0, abs=0.05)
-
-
-def test_silence_trims_to_nothing():
-    assert len(trim(silence(1.0), RATE)) == 0
-    assert len(trim(silence(0.0), RATE)) == 0
 
 
 @contextmanager

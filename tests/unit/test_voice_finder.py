@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import soxr
 
-from csm_tts_plugin.agent_support import CALLER, CallerEar, VoiceFinder
 from csm_tts_plugin.audio.resample import to_pcm16
+from csm_tts_plugin.caller_voice import CALLER, VoiceFinder
 from csm_tts_plugin.config import SAMPLE_RATE
+from csm_tts_plugin.consent import Grant, Path
+from csm_tts_plugin.ear import CallerEar
 from csm_tts_plugin.voices.measure import measure
 from tests.support.recordings import RATE, READER, heard, noise
+
+GRANT = Grant(Path.SPOKEN, "2026-01-01T00:00:00+00:00")
 
 
 def overheard(name: str, rate: int, floor: float = 0.0005) -> tuple[str, np.ndarray, int]:
@@ -26,24 +30,24 @@ def overheard(name: str, rate: int, floor: float = 0.0005) -> tuple[str, np.ndar
         if at == 2 * (2 * rate + rate // 2):
             ear.speech_began()
         ear.push(pcm[at : at + step], rate)
-    samples, rate = ear.cut()
-    return turn.text, samples, rate
+    cut = ear.cut()
+    return turn.text, cut.samples, cut.rate
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 48_000])
 def test_what_the_ear_cuts_makes_a_voice_with_a_consent_record(rate):
-    voice = VoiceFinder("ada").add(*overheard(READER[0], rate))
+    voice = VoiceFinder("ada", GRANT).add(*overheard(READER[0], rate))
     assert voice is not None
     assert (voice.speaker, voice.transcript) == (CALLER, heard(READER[0]).text)
     assert (voice.consent.speaker, len(voice.sha256)) == ("ada", 64)
-    assert "csm.voice_consent" in voice.consent.statement
+    assert (voice.consent.statement, voice.consent.date) == (Path.SPOKEN.statement, GRANT.date)
     assert 6.0 < voice.seconds < 8.0
     figures, _ = measure(voice.audio, SAMPLE_RATE)
     assert abs(figures.level_db + 20) < 1.5
 
 
 def test_short_turns_add_up_and_bad_ones_do_not_count():
-    finder = VoiceFinder("ada")
+    finder = VoiceFinder("ada", GRANT)
     text, samples, rate = overheard(READER[1], RATE)
     assert finder.add(text, samples + noise(samples, 5), rate) is None
     assert finder.add(text, np.clip(samples * 20, -1, 1), rate) is None
@@ -57,7 +61,7 @@ def test_short_turns_add_up_and_bad_ones_do_not_count():
 
 
 def test_a_clearly_better_voice_replaces_the_first_and_no_other_does():
-    finder = VoiceFinder("ada")
+    finder = VoiceFinder("ada", GRANT)
     turns = [overheard(name, 24_000) for name in (READER[2], READER[1], READER[3], READER[0])]
     voices = [finder.add(*turn) for turn in turns]
     found = [voice for voice in voices if voice is not None]
@@ -69,7 +73,7 @@ def test_a_clearly_better_voice_replaces_the_first_and_no_other_does():
 
 def test_the_log_holds_figures_and_reasons_and_no_words(caplog):
     caplog.set_level(logging.DEBUG)
-    finder = VoiceFinder("a-person")
+    finder = VoiceFinder("a-person", GRANT)
     text, samples, rate = overheard(READER[0], RATE)
     finder.add(text, samples + noise(samples, 5), rate)
     voice = finder.add(text, samples, rate)
@@ -77,7 +81,7 @@ def test_the_log_holds_figures_and_reasons_and_no_words(caplog):
     assert first.startswith("turn 1 is no reference (noisy")
     assert second.startswith("the caller's reference is turn 2, score 0.")
     assert "dB above the noise" in first
-    assert third == f"consent of {voice.consent.date} recorded for audio {voice.sha256}"
+    assert third == f"consent (spoken) of {GRANT.date} recorded for audio {voice.sha256}"
     for secret in ("a-person", "john", "dashwood", "leisure", "power"):
         assert secret not in caplog.text
 
@@ -85,6 +89,6 @@ def test_the_log_holds_figures_and_reasons_and_no_words(caplog):
 def test_a_telephones_voice_is_taken_when_there_is_no_better():
     text, samples, _ = overheard(READER[3], 8_000)
     raised = soxr.resample(samples, 8_000, 24_000)
-    finder = VoiceFinder("ada")
+    finder = VoiceFinder("ada", GRANT)
     assert finder.add(text, raised, 24_000) is not None
     assert finder.add(*overheard(READER[0], 24_000)) is not None, "a wide band is clearly better"
