@@ -1,43 +1,47 @@
 """`doctor`: looks for what is missing or wrong on this machine, one line each with what to do.
 
-Keys are told by whether they are there, never by what they are.
+Keys are told by whether they are there and taken, never by what they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
-from ..config import DEFAULT_PORT, AgentConfig, EngineConfig, HubConfig, ServerConfig
+from ..config import (
+    DEFAULT_PORT,
+    AgentConfig,
+    EngineConfig,
+    HubConfig,
+    ServerConfig,
+    TelemetryConfig,
+)
 from ..errors import CsmError
+from ..load import rows_for
+from . import doctor_services as services
+from .finding import Finding, Mark, bad, note, ok
 
-_CONNECT_S = 3.0
-_PACKAGES = ("torch", "transformers", "livekit-agents", "aiohttp", "numpy", "soxr", "soundfile")
+if TYPE_CHECKING:
+    import torch
+
+_PACKAGES = ("aiohttp", "numpy", "soxr", "soundfile", "prometheus-client")
+_ENGINE_PACKAGES = ("torch", "transformers", "safetensors")
+_WORKER_PACKAGES = ("livekit-agents", "livekit-plugins-openai")
 _MODEL_GB = 8.0
 """Free space that CSM-1B's download wants."""
-
-
-class Mark(StrEnum):
-    OK = "ok"
-    NOTE = "note"
-    BAD = "BAD"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    mark: Mark
-    text: str
+_WEIGHTS_GB, _ROW_GB = 4.0, 1 / 16
+"""CSM-1B in bfloat16, by arithmetic: weights with what surrounds them; a row of keys and values."""
+_MODEL_FILES = ("config.json", "tokenizer.json")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +51,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """1 when something stands in the way, else 0."""
-    blocked = False
+    blocked, told = False, set()
     for finding in examine(args.port):
+        if finding in told:
+            continue
+        told.add(finding)
         blocked |= finding.mark is Mark.BAD
         print(f"{finding.mark:<5}{finding.text}", flush=True)
     print("something is in the way: see BAD above" if blocked else "nothing is in the way")
@@ -59,136 +66,218 @@ def examine(port: int) -> Iterator[Finding]:
     """Every finding, as it is made. A check that cannot be done is a finding too."""
     checks: list[Callable[[], Iterator[Finding]]] = [
         _python,
-        _packages,
-        _devices,
-        lambda: _model(EngineConfig.from_env()),
-        lambda: _livekit(AgentConfig.from_env()),
-        lambda: _engine(AgentConfig.from_env(), port),
-        lambda: _voices(ServerConfig.from_env()),
+        lambda: _packages(AgentConfig.from_env()),
+        lambda: _engine_here(AgentConfig.from_env(), EngineConfig.from_env(), port),
+        lambda: services.engines(AgentConfig.from_env()),
+        lambda: _voices(ServerConfig.from_env(), AgentConfig.from_env()),
+        lambda: services.livekit(AgentConfig.from_env()),
+        lambda: _worker(AgentConfig.from_env()),
+        lambda: services.telemetry(TelemetryConfig.from_env()),
     ]
     for check in checks:
         try:
             yield from check()
         except CsmError as error:
-            yield Finding(Mark.BAD, error.message)
+            yield bad(error.message)
 
 
 def _python() -> Iterator[Finding]:
     found = ".".join(map(str, sys.version_info[:3]))
     good = sys.version_info >= (3, 11)
-    yield Finding(Mark.OK if good else Mark.BAD, f"Python {found}" + ("" if good else "; 3.11 up"))
+    yield ok(f"Python {found}") if good else bad(f"Python {found}; 3.11 or newer is needed")
 
 
-def _packages() -> Iterator[Finding]:
-    for name in _PACKAGES:
-        try:
-            yield Finding(Mark.OK, f"{name} {version(name)}")
-        except PackageNotFoundError:
-            yield Finding(Mark.BAD, f"{name} is missing; `pip install -r requirements.txt`")
+def _packages(config: AgentConfig) -> Iterator[Finding]:
+    """torch is not needed where others run the engine, nor LiveKit where only an engine runs."""
+    yield from (_package(name, needed=True) for name in _PACKAGES)
+    yield from (_package(name, needed=not config.engine_urls) for name in _ENGINE_PACKAGES)
+    worker = config.livekit_url is not None
+    yield from (_package(name, needed=worker) for name in _WORKER_PACKAGES)
 
 
-def _devices() -> Iterator[Finding]:
+def _package(name: str, *, needed: bool) -> Finding:
+    try:
+        return ok(f"{name} {version(name)}")
+    except PackageNotFoundError:
+        if needed:
+            return bad(f"{name} is missing; `pip install -r requirements.txt`")
+        return note(f"{name} is not installed, and not needed with these settings")
+
+
+def _engine_here(agent: AgentConfig, config: EngineConfig, port: int) -> Iterator[Finding]:
+    """What an engine on this machine needs; nothing of it where another one is named."""
+    if agent.engine_urls:
+        return
+    yield from _devices(config)
+    yield from _model(config)
+    yield _port(("127.0.0.1", port), "`serve`", "--port")
+
+
+def _devices(config: EngineConfig) -> Iterator[Finding]:
     if importlib.util.find_spec("torch") is None:
         return
     import torch
 
-    for index in range(torch.cuda.device_count()):
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for index in range(cards):
         card = torch.cuda.get_device_properties(index)
-        size = f"{card.total_memory / 2**30:.0f} GiB"
-        yield Finding(Mark.OK, f"cuda:{index} is a {card.name} with {size}")
-    if not torch.cuda.is_available():
-        yield Finding(
-            Mark.NOTE, f"no CUDA device; {os.cpu_count()} CPU cores speak tiny, not CSM-1B"
+        size = card.total_memory / 2**30
+        yield ok(f"cuda:{index} is a {card.name} with {size:.0f} GiB")
+        yield from _room(config, size)
+    if cards:
+        yield _graphs(config)
+    else:
+        yield from _no_card(config, torch.version.cuda)
+
+
+def _no_card(config: EngineConfig, cuda: str | None) -> Iterator[Finding]:
+    if config.device.startswith("cuda"):
+        yield bad(f"CSM_DEVICE={config.device}, but torch finds no CUDA device; set it to auto")
+    if shutil.which("nvidia-smi") is not None:
+        made = f"for CUDA {cuda}" if cuda else "without CUDA"
+        yield bad(f"there is an NVIDIA driver, but torch, made {made}, cannot use it; update one")
+    yield note(f"no CUDA device; {os.cpu_count()} CPU cores speak tiny, not CSM-1B")
+    yield note("CUDA graphs: none on a CPU")
+
+
+def _room(config: EngineConfig, size_gb: float) -> Iterator[Finding]:
+    if config.model == "tiny":
+        return
+    wanted = _WEIGHTS_GB + rows_for(config.slots) * _ROW_GB
+    if wanted > size_gb:
+        yield bad(
+            f"CSM-1B with {config.slots} slots wants some {wanted:.0f} GiB, more than there is;"
+            " lower CSM_SLOTS, or give `serve` a smaller --max-context"
         )
+
+
+def _graphs(config: EngineConfig) -> Finding:
+    """Captures and replays one, for drivers and containers exist where that fails."""
+    import torch
+
+    if not config.cuda_graphs:
+        return note("CUDA graphs: turned off by CSM_CUDA_GRAPHS=0; frames take longer")
+    try:
+        right = _captured(torch.device("cuda"))
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        return bad(f"CUDA graphs: capturing fails ({why}); update the driver, or CSM_CUDA_GRAPHS=0")
+    return (
+        ok("CUDA graphs: one was captured and replayed")
+        if right
+        else bad(
+            "CUDA graphs: a replay gives wrong numbers; update the driver, or set CSM_CUDA_GRAPHS=0"
+        )
+    )
+
+
+def _captured(device: torch.device) -> bool:
+    import torch
+
+    value = torch.zeros(8, device=device)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value += 1
+    value.zero_()
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    return bool((value == 3).all())
 
 
 def _model(config: EngineConfig) -> Iterator[Finding]:
     if config.model == "tiny":
-        yield Finding(Mark.OK, "model tiny, which is part of this package")
+        yield ok("model tiny, which is part of this package")
     elif Path(config.model).is_dir():
-        good = (Path(config.model) / "config.json").is_file()
-        advice = "" if good else " without config.json; download the checkpoint again"
-        yield Finding(Mark.OK if good else Mark.BAD, f"model folder {config.model}{advice}")
+        yield _folder(Path(config.model))
+    elif config.model.startswith((".", "/", "~")):
+        yield bad(f"model folder {config.model} is not there; correct CSM_MODEL")
     else:
-        yield from _hub(config.model)
+        yield from services.hub(config.model, HubConfig.from_env())
+        yield from _disk()
 
 
-def _hub(model: str) -> Iterator[Finding]:
-    hub = HubConfig.from_env()
-    endpoint = hub.endpoint
-    if _reachable(endpoint):
-        yield Finding(Mark.OK, f"model {model}, from {endpoint}")
-    else:
-        yield Finding(
-            Mark.BAD,
-            f"model {model}: {endpoint} is out of reach; set CSM_MODEL to a folder or to tiny",
+def _folder(folder: Path) -> Finding:
+    missing = [name for name in _MODEL_FILES if not (folder / name).is_file()]
+    missing += _missing_weights(folder)
+    if missing:
+        return bad(
+            f"model folder {folder} lacks {', '.join(missing)}; download the checkpoint again"
         )
-    if hub.token_set:
-        yield Finding(Mark.OK, "HF_TOKEN is set")
-    else:
-        yield Finding(Mark.NOTE, "HF_TOKEN is not set; gated models need one")
-    free = shutil.disk_usage(Path.home()).free / 2**30
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (ValueError, OSError, TypeError, AttributeError):
+        return bad(f"config.json in {folder} cannot be read; download the checkpoint again")
+    if kind != "csm":
+        return bad(
+            f"model folder {folder} holds a model of type {kind}, not csm; correct CSM_MODEL"
+        )
+    return ok(f"model folder {folder}")
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [] if any(folder.glob("*.safetensors")) else ["model.safetensors"]
+    try:
+        parts = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, OSError, KeyError, TypeError, AttributeError):
+        return [index.name]
+    return sorted(part for part in parts if not (folder / str(part)).is_file())
+
+
+def _disk() -> Iterator[Finding]:
+    home = Path(os.environ.get("HF_HOME") or Path.home())
+    free = shutil.disk_usage(home if home.is_dir() else Path.home()).free / 2**30
     if free < _MODEL_GB:
-        yield Finding(Mark.NOTE, f"{free:.0f} GiB are free; CSM-1B's download takes 6")
+        yield note(f"{free:.0f} GiB are free; CSM-1B's download takes 6")
 
 
-def _livekit(config: AgentConfig) -> Iterator[Finding]:
-    keys = {
-        "LIVEKIT_API_KEY": config.livekit_api_key,
-        "LIVEKIT_API_SECRET": config.livekit_api_secret,
-    }
-    if config.livekit_url is None:
-        yield Finding(Mark.NOTE, "LIVEKIT_URL is not set; `make call` runs a server of its own")
-        return
-    if _reachable(config.livekit_url):
-        yield Finding(Mark.OK, f"LiveKit answers at {config.livekit_url}")
-    else:
-        yield Finding(
-            Mark.BAD, f"no LiveKit at {config.livekit_url}; start it, or correct LIVEKIT_URL"
-        )
-    for name, value in keys.items():
-        yield Finding(*((Mark.OK, f"{name} is set") if value else (Mark.BAD, f"set {name}")))
-
-
-def _engine(config: AgentConfig, port: int) -> Iterator[Finding]:
-    for url in config.engine_urls:
-        good = _reachable(url)
-        advice = "" if good else "; start it, or correct CSM_ENGINE_URL"
-        what = f"an engine answers at {url}" if good else f"no engine at {url}{advice}"
-        yield Finding(Mark.OK if good else Mark.BAD, what)
-    if config.engine_urls:
-        return
-    with closing(socket.socket()) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-            yield Finding(Mark.OK, f"port {port} is free for `serve`")
-        except OSError:
-            yield Finding(Mark.NOTE, f"port {port} is taken; give `serve` another with --port")
-
-
-def _voices(config: ServerConfig) -> Iterator[Finding]:
+def _voices(config: ServerConfig, agent: AgentConfig) -> Iterator[Finding]:
+    """Stored voices of this machine; those of engines elsewhere are theirs."""
+    wanted = agent.voice_source if agent.voice_source not in ("caller", "stock") else None
     folder = config.voices_dir
     if folder is None:
-        yield Finding(Mark.NOTE, "CSM_VOICES_DIR is not set; only callers' own voices can be used")
-    elif not folder.is_dir():
-        yield Finding(Mark.BAD, f"voices folder {folder} is not there; make it")
-    else:
-        from ..voices.store import VoiceStore
+        if wanted and not agent.engine_urls:
+            yield bad(
+                f"VOICE_SOURCE={wanted}, but CSM_VOICES_DIR is not set; say where it is stored"
+            )
+        yield note("CSM_VOICES_DIR is not set; only callers' own voices can be used")
+        return
+    if not folder.is_dir():
+        yield bad(f"voices folder {folder} is not there; make it, or correct CSM_VOICES_DIR")
+        return
+    from ..voices.store import VoiceStore
 
-        voices = VoiceStore(folder).list()
-        yield Finding(Mark.OK, f"{len(voices)} voices in {folder}")
-        for voice in voices:
-            if voice.problem:
-                yield Finding(Mark.BAD, f"voice {voice.id}: {voice.problem}")
+    voices = VoiceStore(folder).list()
+    yield ok(f"{len(voices)} voices in {folder}")
+    for voice in voices:
+        if voice.problem:
+            yield bad(f"voice {voice.id}: {voice.problem}")
+    if wanted and not agent.engine_urls and wanted not in {voice.id for voice in voices}:
+        yield bad(f"VOICE_SOURCE={wanted}: no such voice in {folder}; add it, or correct the name")
 
 
-def _reachable(url: str) -> bool:
-    """Whether anything takes a connection there."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    try:
-        port = parts.port or (443 if parts.scheme in ("https", "wss") else 80)
-        with socket.create_connection((parts.hostname or "", port), _CONNECT_S):
-            return True
-    except (OSError, ValueError):
-        return False
+def _worker(config: AgentConfig) -> Iterator[Finding]:
+    """What the worker needs beside LiveKit and an engine, where there is a LiveKit to serve."""
+    if config.livekit_url is None:
+        return
+    yield from services.models(config)
+    yield _port(config.health, "the worker's health page", "AGENT_HEALTH")
+    if config.metrics_port:
+        address = (config.health[0], config.metrics_port)
+        yield _port(address, "the worker's metrics", "AGENT_METRICS_PORT")
+
+
+def _port(address: tuple[str, int], whose: str, setting: str) -> Finding:
+    """A port that is taken may well be taken by what it is for, so that is no fault."""
+    host, port = address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with closing(socket.socket(family)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError):
+            return note(f"port {port} of {host} is taken; if not by {whose}, choose with {setting}")
+    return ok(f"port {port} is free for {whose}")

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..voices.choose import score
 from ..voices.faults import Fault, faults_of
 from ..voices.measure import Figures, Track, measure
-from .doctor import Finding, Mark
+from .finding import Finding, Mark
 
 _MATCH = 0.6
 """Of the words: Whisper writes numbers and names its own way."""

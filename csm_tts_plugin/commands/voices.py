@@ -16,7 +16,7 @@ from ..voices.faults import faults_of
 from ..voices.measure import measure
 from ..voices.store import VoiceStore
 from ..voices.voice import Consent, Voice, check_id
-from .doctor import Mark
+from .finding import Mark
 from .voice_check import Examined, examine
 
 _TRANSCRIPT_BYTES = 64 * 2**10
