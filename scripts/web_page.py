@@ -236,7 +236,7 @@ class Page:
             await self._runner.cleanup()
             raise ConfigError(
                 f"{self._host}:{self._port} cannot be listened on ({error.strerror}); "
-                "take another port: PORT=8085 make web."
+                "take another port: PORT=8085 make web, or --port 8085."
             ) from None
         return self
 
@@ -255,10 +255,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The page and its tokens, without LiveKit.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    parser.add_argument(
+        "--any-host", action="store_true", help="behind a proxy, which decides who may come"
+    )
     args = parser.parse_args()
     try:
-        config = PageConfig.from_env()
-        asyncio.run(_serve(replace(config, hosts=local_names(args.host)), args.host, args.port))
+        hosts = None if args.any_host else local_names(args.host)
+        config = replace(PageConfig.from_env(), hosts=hosts)
+        asyncio.run(_serve(config, args.host, args.port))
     except CsmError as error:
         print(f"web: {error}", file=sys.stderr)
         return 1

@@ -26,8 +26,8 @@ const SILENT_LINE_MS = 3_000;
 export interface Listener {
   /** How the agent is: `listening`, `thinking`, `speaking` and the like, or absent. */
   agentState(state: string | null): void;
-  /** Attributes of the agent and ours. */
-  facts(agent: Readonly<Record<string, string>>, ours: Readonly<Record<string, string>>): void;
+  /** Attributes of the agent. */
+  facts(agent: Readonly<Record<string, string>>): void;
   said(speaker: Speaker, segment: string, text: string, final: boolean): void;
   turn(report: TurnReport): void;
   /** A track to listen to, or none. */
@@ -130,8 +130,12 @@ export class Call {
 
   /** False when it did not reach the call. */
   async consent(granted: boolean): Promise<boolean> {
+    const us = this.room.localParticipant;
+    // The agent looks at changes only. Who refused here, agreed aloud and now refuses again makes
+    // one by clearing what was said: whatever is not "granted" refuses.
+    const no = us.attributes[CONSENT] === "refused" ? "" : "refused";
     try {
-      await this.room.localParticipant.setAttributes({ [CONSENT]: granted ? "granted" : "refused" });
+      await us.setAttributes({ [CONSENT]: granted ? "granted" : no });
     } catch {
       this.trouble("consent", words.CONSENT_FAILED);
       return false;
@@ -239,7 +243,7 @@ export class Call {
 
   private tellFacts(): void {
     const agent = this.agent?.attributes ?? {};
-    this.listener.facts(agent, this.room.localParticipant.attributes);
+    this.listener.facts(agent);
     this.listener.agentState(this.agent === null ? null : (agent["lk.agent.state"] ?? "initializing"));
   }
 

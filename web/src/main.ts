@@ -95,6 +95,21 @@ function showEngine(agent: Readonly<Record<string, string>>): void {
   line.textContent = device === undefined ? `Model ${model}` : `Model ${model} on ${device}`;
 }
 
+/**
+ * Consent can be given and taken back aloud, too: the voice tells. What was taken back aloud is
+ * taken back here as well, so that the switch can grant it anew.
+ */
+function followSpokenConsent(voice: string): void {
+  const before = find("voice").dataset["voice"];
+  if (call === null || consent.disabled || voice === before) return;
+  if (voice === "caller") {
+    consent.checked = true;
+  } else if (before === "caller" && consent.checked) {
+    consent.checked = false;
+    void call.consent(false);
+  }
+}
+
 /** Names are known only once the microphone is allowed. */
 async function showMicrophones(): Promise<void> {
   const devices = await Room.getLocalDevices("audioinput", false).catch(() => []);
@@ -136,12 +151,11 @@ const listener: Listener = {
     else showState("on", STATES[state] ?? "In the call");
     document.body.dataset["agent"] = state ?? "absent";
   },
-  facts: (agent, ours) => {
+  facts: (agent) => {
     const voice = agent["csm.voice"] ?? "";
+    followSpokenConsent(voice);
     showVoice(voice);
     showEngine(agent);
-    const said = agent["csm.voice_consent"] ?? ours["csm.voice_consent"];
-    if (said !== undefined && !consent.disabled) consent.checked = said === "granted";
   },
   said: (speaker, segment, text, final) => transcript.show(speaker, segment, text, final),
   turn: (report) => {
