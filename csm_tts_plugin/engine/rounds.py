@@ -69,7 +69,7 @@ class Rounds:
             self._forget(voice)
             return
         old = conversation.voice
-        if voice and old and voice.key == old.key and conversation.broken is None:
+        if _key(voice) == _key(old) and conversation.broken is None:
             conversation.voice = voice
             return
         conversation.voice, conversation.broken = voice, None
@@ -356,6 +356,10 @@ class Rounds:
 def _given_up(old: VoicePrompt | None, new: VoicePrompt | None) -> str | None:
     """Whose voice `old` was, unless `new` is theirs too."""
     return None if old is None or (new and new.speaker == old.speaker) else old.speaker
+
+
+def _key(voice: VoicePrompt | None) -> str | None:
+    return voice.key if voice else None
 
 
 def _speaking(conversation: Conversation) -> Utterance:

@@ -128,6 +128,17 @@ def test_a_voice_marks_what_is_said_in_it(alone):
         assert len(spoken) == 5, "two voices of each caller, and the stock voice of both"
 
 
+@pytest.mark.parametrize("spoken_in", [None, voice("same", private=True)])
+def test_the_same_voice_again_forgets_nothing_that_was_said(small, alone, spoken_in):
+    hand = ByHand(small, slots=1, queue=0)
+    conversation = hand.engine.open(spoken_in)
+    for text in TEXTS[:2]:
+        heard = say(hand.engine, conversation, text, max_seconds=SECONDS)
+        hand.run()
+        hand.engine.set_voice(conversation, spoken_in)
+    np.testing.assert_array_equal(heard.codes, alone.codes(spoken_in, TEXTS[:2]))
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("count", [100, pytest.param(1_000, marks=pytest.mark.soak)])
 def test_two_calls_at_once_never_hear_each_others_voice(small, alone, seed, count):
