@@ -236,6 +236,7 @@ class CallAgent(Agent):
             self._caller.consent.said(item.text_content or "")
             self._caller.follow()
         if item.role == "user":
+            self._caller.wrote(item.text_content or "")
             self._turn += 1
             self._heard = item.metrics
         elif item.role == "assistant" and self._heard is not None:

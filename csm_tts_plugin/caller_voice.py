@@ -65,13 +65,14 @@ class CallerVoice:
         self._clones = stored is None
         self._speech = speech
         self._changed = changed
+        self._spoke = False
         self._held: deque[HeardTurn] = deque()
         self._finder: VoiceFinder | None = None
 
     @property
     def wants_asking(self) -> bool:
-        """Whether the next reply is to end with the question."""
-        return self._clones and self.consent.wants_asking
+        """Whether the next reply is to end with the question; who only writes is not asked."""
+        return self._clones and self._spoke and self.consent.wants_asking
 
     def heard(self, text: str, words: Sequence[SpokenWord] = ()) -> None:
         """What the caller has just said; `words`: with seconds of the call, if they are known."""
@@ -79,11 +80,18 @@ class CallerVoice:
         if cut is not None and self.own.echoes_in(cut.samples, cut.rate) and not wants_stop(text):
             logger.info("the caller's line brought our own sound: left out")
             return
+        self._spoke = self._spoke or bool(text.strip())
         self.consent.heard(text)
         undecided = self._clones and self.consent.open
         if cut is not None and text.strip() and (undecided or self.consent.granted):
             self._hold(HeardTurn(text, cut.samples, cut.rate, _within(cut, words)))
         self.follow()
+
+    def wrote(self, text: str) -> None:
+        """What the caller said or wrote; written, it can end the use of their voice only."""
+        if wants_stop(text):
+            self.consent.stop()
+            self.follow()
 
     def follow(self) -> None:
         """Do what the consent says now: call this whenever it may have changed."""

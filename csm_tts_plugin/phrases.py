@@ -18,7 +18,8 @@ class Answer(Enum):
 
 _VOICE = r"my (?:own )?voice"
 _STOP = re.compile(
-    r"\b(?:stop|quit|don't|never|no longer|not|without)\b"
+    # Over a telephone "stop using" is heard as "start using", which nobody needs to say.
+    r"\b(?:stop|start using|quit|don't|never|no longer|not|without)\b"
     rf"(?: [\w']+){{0,5}}? {_VOICE}\b"
     rf"|\b(?:delete|forget|erase|remove|drop|discard) {_VOICE}\b"
     r"|\b(?:stop|quit|don't|no longer|not)(?: [\w']+){0,2}?"

@@ -256,6 +256,20 @@ def test_a_turn_that_the_tts_refuses_or_a_voice_that_the_engine_refuses_disturbs
     assert len(call.speech.voices) == 2
 
 
+def test_who_has_not_spoken_is_not_asked_and_who_writes_can_stop_only():
+    call = Call()
+    assert not call.voice.wants_asking
+    call.voice.wrote("Use my voice.")
+    call.read(0)
+    assert call.voice.wants_asking
+    call.voice.consent.attribute("granted")
+    call.voice.follow()
+    assert not call.voice.wants_asking
+    assert call.names == [CALLER]
+    call.voice.wrote("Stop using my voice.")
+    assert call.names == [CALLER, "stock"]
+
+
 def test_a_name_that_no_record_takes_keeps_the_stock_voice():
     call = Call()
     call.voice.identity = "x" * 10_000

@@ -65,6 +65,7 @@ STOP = [
     "Delete my voice.",
     "Stop imitating me.",
     "Stop talking like me.",
+    "Please start using my voice.",
     "Use your own voice again.",
     "Go back to your normal voice, please.",
 ]
