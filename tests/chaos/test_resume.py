@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import statistics
+import time
 
 import pytest
 
@@ -17,6 +19,7 @@ from csm_tts_plugin.config import FRAME_SAMPLES, EngineConfig, ServerConfig
 from csm_tts_plugin.errors import UnavailableError
 from csm_tts_plugin.reply import Reply, numbered
 from csm_tts_plugin.server.supervisor import EngineProcess
+from tests.chaos.figures import record
 from tests.server.conftest import serving, until
 from tests.server.test_process import STAND_IN, run_where_the_tests_are  # noqa: F401
 from tests.support.stand_in_engine import StandInEngine, _Utterance, frames_of
@@ -31,6 +34,7 @@ class Ear:
     def __init__(self):
         self.pcm = b""
         self.texts = []
+        self.silences = []
 
     def text(self, sentence, seconds):
         self.texts.append(sentence)
@@ -102,7 +106,7 @@ async def speak_and_kill(engine, sentences, kills):
         for kill in kills:
             await until(lambda: reply.done() or len(ear.pcm) > kill, 120.0)  # noqa: B023
             assert not reply.done(), reply.exception()
-            os.kill(engine.pid, signal.SIGKILL)
+            await killed(engine, ear)
             await until(lambda: len(ear.pcm) > kill + 4 * FRAME, 120.0)  # noqa: B023  it speaks on
         await asyncio.wait_for(reply, 120.0)
     finally:
@@ -111,6 +115,19 @@ async def speak_and_kill(engine, sentences, kills):
         for client in clients:
             await client.aclose()
     return ear
+
+
+async def killed(engine, ear):
+    """Kill it; in `ear.silences` how long nothing was heard, and the engine's restart of that."""
+    ready = engine._ready
+    began = time.monotonic()
+    os.kill(engine.pid, signal.SIGKILL)
+    await until(lambda: engine._ready is not ready, 120.0)
+    heard = len(ear.pcm)  # what was on its way has arrived
+    await engine.ready(120.0)
+    back = time.monotonic()
+    await until(lambda: len(ear.pcm) > heard, 120.0)
+    ear.silences.append((time.monotonic() - began, back - began))
 
 
 @pytest.mark.timeout(1200)
@@ -125,6 +142,16 @@ async def test_a_reply_goes_on_after_its_engine_was_killed(kills):
     again = [count for count in repeated(ear.pcm, sentences) if count]
     assert len(again) <= kills
     assert sum(again) < kills * frames_of(sentences[0])
+    beyond = [silence - restart for silence, restart in ear.silences]
+    record(
+        "kills",
+        kills=kills,
+        sentences_heard_again=len(again),
+        frames_heard_again=sum(again),
+        silence_s_median=round(statistics.median(s for s, _ in ear.silences), 2),
+        silence_beyond_the_restart_s_worst=round(max(beyond), 2),
+    )
+    assert kills < 50 or max(beyond) < 2.0
 
 
 async def test_a_reply_goes_on_at_the_next_engine():
