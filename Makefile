@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 export PORT CALLER CSM_MODEL CSM_DEVICE CSM_ENGINE_URL AGENT_STT AGENT_LLM VOICE_SOURCE
 
-.PHONY: call web test setup check bench serve lock clean help
+.PHONY: call web test setup check bench serve soak lock clean help
 
 help:
 	@echo 'make call   a whole call on this machine, recorded into out/'
@@ -15,6 +15,7 @@ help:
 	@echo 'make setup  .venv, the LiveKit server, the offline models (the others do this first)'
 	@echo 'make check  ruff, mypy and the import rules'
 	@echo 'make serve  the engine server alone, make bench: all benchmarks'
+	@echo 'make soak   the long forms of the reliability tests, 45 minutes or more'
 	@echo 'make lock   pin all packages anew, make clean: remove what the others made'
 
 setup:
@@ -42,6 +43,12 @@ serve: setup
 bench:
 	@$(PYTHON) -m scripts.setup measuring
 	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+# The long forms of the reliability tests; what they measured is left in out/soak.
+soak: setup
+	@rm -rf out/soak
+	@OMP_NUM_THREADS=1 SOAK_OUT=out/soak $(BIN)/python -m pytest -m soak --durations=0 $(ARGS); \
+	   status=$$?; $(BIN)/python -m tests.chaos.figures out/soak; exit $$status
 
 # Pins every package that the requirements bring along; --universal: for each platform and Python.
 lock: setup

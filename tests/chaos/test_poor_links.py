@@ -15,6 +15,8 @@ from tests.chaos.proxy import POOR, FaultyProxy, Link
 from tests.server.conftest import listen
 
 TEXT = "This is the sentence with the number {n}, and it goes on for a while."
+AT_ONCE = 20
+"""No more than the engine has places for: being refused is another test's."""
 PATIENCE_S = 8.0
 """The client's timeout: longer than any single fault of the link."""
 
@@ -51,12 +53,17 @@ async def attempt(url, text):
 
 async def speak_over(server, link, rng, count):
     """Every outcome is checked; how many were whole, and how many connections the link reset."""
-    texts = [TEXT.format(n=n) for n in range(count)]
+    texts, gate = [TEXT.format(n=n) for n in range(count)], asyncio.Semaphore(AT_ONCE)
+
+    async def one(url, text):
+        async with gate:
+            return await attempt(url, text)
+
     wanted = [await whole(server.url, text) for text in texts]
     async with FaultyProxy(server.url, link, rng) as proxy:
         # Each step of an attempt is bounded by the patience: opening, and each chunk's arrival.
-        async with asyncio.timeout(120.0):
-            outcomes = await asyncio.gather(*(attempt(proxy.url, text) for text in texts))
+        async with asyncio.timeout(6.0 * max(AT_ONCE, count)):
+            outcomes = await asyncio.gather(*(one(proxy.url, text) for text in texts))
     await server.settle()
     for (heard, error), sound in zip(outcomes, wanted, strict=True):
         assert sound.startswith(heard)
@@ -65,6 +72,7 @@ async def speak_over(server, link, rng, count):
     return sum(error is None for _, error in outcomes), proxy.resets
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.soak)])
 async def test_utterances_are_byte_complete_or_a_typed_error(server, rng, count):
     complete, resets = await speak_over(server, POOR, rng, count)

@@ -56,7 +56,7 @@ class Soak:
         for _ in range(rng.randrange(1, 6)):
             if time.monotonic() >= self.until:
                 return
-            utterance = await conversation.say(rng.choice(TEXTS), max_seconds=4.0)
+            utterance = await conversation.say(rng.choice(TEXTS), max_seconds=2.0)
             stop = rng.randrange(1, 10) if rng.random() < 0.10 else None
             cut = rng.randrange(1, 10) if rng.random() < 0.01 else None
             try:
