@@ -221,7 +221,7 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(learn, args.rate, betas=(0.8, 0.99), weight_decay=0.0)
     path = args.work / args.name
     step = load(path, model, optimizer) if path.exists() else 0
-    clock, mean, first = Clock(args.minutes), 0.0, step
+    clock, means, first = Clock(args.minutes), dict[str, float](), step
     while step < last_step(args) and not clock.over():
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.rate)
@@ -234,10 +234,12 @@ def train(args: argparse.Namespace) -> None:
         nn.utils.clip_grad_norm_(learn, 1.0)
         optimizer.step()
         step += 1
-        mean += (losses["spectral"].item() - mean) / min(step - first, 50)
+        for key, value in losses.items():
+            mean = means.setdefault(key, value.item())
+            means[key] = mean + (value.item() - mean) / min(step - first, 50)
         if step % 50 == 0:
-            rest = "  ".join(f"{k} {v.item():.3f}" for k, v in losses.items())
-            print(f"step {step}  {clock.spent():.0f} s  mean {mean:.3f}  {rest}", flush=True)
+            text = "  ".join(f"{key} {mean:.3f}" for key, mean in means.items())
+            print(f"step {step}  {clock.spent():.0f} s  {text}", flush=True)
         if step % 500 == 0:
             report(step, evaluate(model, held, args.device, ear))
         if clock.due(120):

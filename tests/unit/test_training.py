@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from training import common, corpus, frontend, grid, lm, phones, sentences
+from training import common, corpus, curves, frontend, grid, lm, phones, sentences
 from training.spec import AUDIO, AUDIO_END, CODEBOOKS, CODES, EOS, FRAME, SAMPLE_RATE, WIDTH
 
 
@@ -187,3 +187,10 @@ def test_voices_are_drawn_for_mixed_shards_only():
     drawn = {corpus.draw_voice(random_) for _ in range(200)}
     assert len({name for name, _ in drawn}) == 3
     assert corpus.MAIN in drawn
+
+
+def test_curves_are_read_from_what_trainers_print():
+    log = "step 50  9 s  loss 2.500  heard 0.250\nwarning: no 1.0\n| 50 | heard 0.300 |\n"
+    drawn = curves.read(log)
+    assert drawn == {"loss": [(50, 2.5)], "heard": [(50, 0.25)], "heard (held out)": [(50, 0.3)]}
+    assert curves.smooth([(1, 1.0), (2, 3.0)]) == [(1, 1.0), (2, 2.0)]
