@@ -202,6 +202,11 @@ class Engine:
         with self._wake:
             self._post(lambda rounds: rounds.cancel(utterance))
 
+    def heard(self, conversation: str, utterance: str, frames: int) -> None:
+        with self._wake:
+            if (found := self._conversations.get(conversation)) is not None:
+                self._post(lambda rounds: rounds.heard(found, utterance, frames))
+
     def close(self, conversation: str) -> None:
         with self._wake:
             if conversation in self._conversations:
@@ -263,7 +268,14 @@ class Engine:
         self._detail = "packing weights"
         graphs = checkpoint.device.type == "cuda" and self.config.cuda_graphs
         batches = batch_sizes(slots) if graphs else None
-        runner = Runner(checkpoint.model, rows, context, batches=batches, graphs=graphs)
+        runner = Runner(
+            checkpoint.model,
+            rows,
+            context,
+            batches=batches,
+            graphs=graphs,
+            eight_bit_depth=self.config.eight_bit_depth,
+        )
         weights = runner.weights
         writer = PromptWriter(checkpoint.processor, weights.codebooks, weights.eos_code)
         scheduler = Scheduler(

@@ -7,6 +7,7 @@ keep working: their weights become views of the packed ones, so nothing is held 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,16 +94,36 @@ def fuse(*linears: Any) -> tuple[Tensor, Tensor | None]:
     return fused, torch.cat([linear.bias.data for linear in linears])
 
 
-def apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+class EightBit:
+    """A matrix [in, out] in 8 bits with one scale for each output, symmetric around zero."""
+
+    def __init__(self, weight: Tensor) -> None:
+        rows = weight.T.float()
+        scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127.0
+        self.weight = (rows / scale).round().to(torch.int8).contiguous()
+        self.scale = scale[:, 0].to(weight.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]"""
+        flat = x.reshape(-1, x.shape[-1])
+        y = torch._weight_int8pack_mm(flat, self.weight, self.scale)
+        return y.view(*x.shape[:-1], -1)
+
+
+def apply(x: Tensor, weight: Tensor | EightBit, bias: Tensor | None) -> Tensor:
     """x [..., in] times [in, out], plus a bias where there is one"""
-    y = x @ weight
+    y = weight(x) if isinstance(weight, EightBit) else x @ weight
     return y if bias is None else y + bias
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
 
 
 class PackedLayer:
     """One Llama layer over keys and values that live outside of it."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, *, eight_bits: bool = False) -> None:
         attention, mlp = source.self_attn, source.mlp
         config = attention.config
         if config.hidden_act not in {"silu", "swish"}:
@@ -110,10 +131,13 @@ class PackedLayer:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.scaling = attention.scaling
-        self.qkv, self.qkv_bias = fuse(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.gate_up, self.gate_up_bias = fuse(mlp.gate_proj, mlp.up_proj)
-        self.out, self.out_bias = fuse(attention.o_proj)
-        self.down, self.down_bias = fuse(mlp.down_proj)
+        qkv, self.qkv_bias = fuse(attention.q_proj, attention.k_proj, attention.v_proj)
+        gate_up, self.gate_up_bias = fuse(mlp.gate_proj, mlp.up_proj)
+        out, self.out_bias = fuse(attention.o_proj)
+        down, self.down_bias = fuse(mlp.down_proj)
+        hold: Callable[[Tensor], Tensor | EightBit] = EightBit if eight_bits else _as_it_is
+        self.qkv, self.gate_up = hold(qkv), hold(gate_up)
+        self.out, self.down = hold(out), hold(down)
         self.norm1 = RmsNorm(source.input_layernorm.weight.data, config.rms_norm_eps)
         self.norm2 = RmsNorm(source.post_attention_layernorm.weight.data, config.rms_norm_eps)
 

@@ -115,10 +115,12 @@ class Runner:
         *,
         batches: list[int] | None = None,
         graphs: bool = False,
+        eight_bit_depth: bool = False,
     ) -> None:
         """`rows`: conversations kept, each of at most `context` positions. `batches`: the sizes
-        that a step is padded to; None: any. `graphs`: capture each of them (CUDA only)."""
-        self.weights = PackedCsm(model)
+        that a step is padded to; None: any. `graphs`: capture each of them (CUDA only).
+        `eight_bit_depth`: see `PackedCsm`."""
+        self.weights = PackedCsm(model, eight_bit_depth=eight_bit_depth)
         self.device = self.weights.lm_head.device
         self.state = FrameState(self.weights, rows, context)
         self._codec = model.codec_model

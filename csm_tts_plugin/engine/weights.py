@@ -20,7 +20,8 @@ from .layers import PackedLayer, RmsNorm, matrix, rope_tables, rotation_matrices
 class PackedCsm:
     """Sizes and packed weights; `model` is kept by the caller and stays usable."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, eight_bit_depth: bool = False) -> None:
+        """`eight_bit_depth`: the depth decoder's layers in 8 bits; its heads stay as they are."""
         config = model.config
         depth_config = config.depth_decoder_config
         backbone, depth = model.backbone_model, model.depth_decoder
@@ -44,7 +45,9 @@ class PackedCsm:
         self.cos, self.sin = cos, sin
 
         decoder = depth.model
-        self.depth_layers = [PackedLayer(layer) for layer in decoder.layers]
+        self.depth_layers = [
+            PackedLayer(layer, eight_bits=eight_bit_depth) for layer in decoder.layers
+        ]
         self.depth_norm = RmsNorm(decoder.norm.weight.data, depth_config.rms_norm_eps)
         self.depth_projector = matrix(decoder.inputs_embeds_projector.weight.data)
         heads = depth.codebooks_head.weight.data[:, :, : self.codes]

@@ -213,8 +213,9 @@ class EngineProcess:
             "--threads": config.threads,
         }
         given = [f"{name}={value}" for name, value in options.items() if value is not None]
-        graphs = [] if config.cuda_graphs else ["--no-cuda-graphs"]
-        return ["--supervised", f"--restarts={self._restarts}", *given, *graphs]
+        given += [] if config.cuda_graphs else ["--no-cuda-graphs"]
+        given += ["--eight-bit-depth"] if config.eight_bit_depth else []
+        return ["--supervised", f"--restarts={self._restarts}", *given]
 
     def _environment(self, env: Mapping[str, str]) -> dict[str, str]:
         root = str(Path(__file__).resolve().parents[2])
