@@ -20,6 +20,7 @@ from livekit.agents import AgentSession, utils
 from agent import GREETING, CallAgent
 from csm_tts_plugin import TTS
 from csm_tts_plugin.config import AgentConfig
+from csm_tts_plugin.consent import QUESTION, State
 from livekit import api, rtc
 from tests.server.conftest import serving
 from tests.support import mulaw
@@ -218,3 +219,21 @@ async def test_a_telephone_that_nobody_answers_is_given_up(call, engine, monkeyp
     assert line == (
         "the telephone was not answered within 0.2 s (sip.callStatus is ringing); ending the call"
     )
+
+
+@pytest.mark.parametrize(("digit", "state"), [("1", State.GRANTED), ("2", State.REFUSED)])
+async def test_a_key_of_the_telephone_answers_the_question_for_consent(call, engine, digit, state):
+    pressed = []
+    call.job.room.on("sip_dtmf_received", lambda event: pressed.append(event.digit))
+    async with call.dial("active") as phone:
+        await until(lambda: phone.heard_speech, "the greeting")
+        await phone.press(digit)
+        await until(lambda: pressed, "a key")
+        await call.session.say(QUESTION)
+        consent = call.agent._caller.consent
+        assert consent.open, "what was pressed before the question is no answer"
+        await phone.press(digit)
+        await until(lambda: consent.state is state, state)
+        if state is State.GRANTED:
+            await phone.press("0")
+            await until(lambda: consent.state is State.WITHDRAWN, "taken back")

@@ -1,0 +1,240 @@
+"""A telephone call as it is: a real LiveKit server, `agent.py start`, the model `tiny`, real
+speech-to-text and a real LLM; what is spoken and heard goes through 8 kHz mu-law.
+
+The engine runs beside the worker and notes what is asked of it and what it gives, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import sys
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from csm_tts_plugin.config import EngineConfig, ServerConfig
+from csm_tts_plugin.server.supervisor import EngineProcess
+from livekit import api
+from scripts.worker import Progress, Worker
+from tests.support.phone import LIMIT_S, NAME, NUMBER, TRUNK, Phone, until
+from tests.support.recordings import READER, path_of, words_of
+from tests.support.serve_recorded import EVENTS, Events
+from tests.support.wording import errors, words
+
+pytestmark = [pytest.mark.call, pytest.mark.timeout(700)]
+
+CANARIES = (NUMBER, NUMBER[1:], TRUNK, TRUNK[1:], NAME)
+SAYS = READER[2]
+"""5.3 s: enough for a reference."""
+
+
+@dataclass
+class Office:
+    """The agent's worker with all that it needs, waiting for calls."""
+
+    server: object
+    log_file: Path
+    events: Events
+    engine_url: str
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def held(self) -> list[int]:
+        """What the engine holds now, by its own word: speaking, queued, conversations."""
+        with urllib.request.urlopen(f"{self.engine_url}/readyz", timeout=30) as answer:
+            figures = json.load(answer)
+        return [figures[name] for name in ("speaking", "queued", "conversations")]
+
+    def dial(self, status: str) -> Phone:
+        """Each call in a room named as LiveKit's individual dispatch rule names it."""
+        room = f"call-_{NUMBER}_{secrets.token_hex(4)}"
+        return Phone(self.server, room, status, **{"csm.voice_consent": "granted"})
+
+    async def settled(self, phone: Phone) -> None:
+        """Nothing of its call is left: not at the engine, and no agent in the room."""
+        await until(lambda: self.events.free, "the engine is free")
+        await none_of(lambda: asyncio.to_thread(self.held))
+        late = self.events.frames_after_the_end_was_asked()
+        assert all(frames <= 1 for frames in late.values())
+        await none_of(lambda: self.people(phone.called))
+
+    async def people(self, room: str) -> list[str]:
+        server, asked = self.server, api.ListParticipantsRequest(room=room)
+        async with api.LiveKitAPI(server.url, server.key, server.secret) as livekit:
+            try:
+                found = await livekit.room.list_participants(asked)
+            except api.TwirpError as error:
+                if error.code != api.TwirpErrorCode.NOT_FOUND:
+                    raise
+                return []
+            return [person.identity for person in found.participants]
+
+
+async def none_of(ask) -> None:
+    """Ask until nothing of it is left."""
+    async with asyncio.timeout(LIMIT_S):
+        while any(await ask()):  # noqa: ASYNC110  other processes set no event
+            await asyncio.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def office(livekit_server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("telephone")
+    command = (sys.executable, "-m", "tests.support.serve_recorded", "serve")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(EVENTS, str(folder / "events.jsonl"))
+        patch.setenv("CSM_MODEL", "tiny")
+        engine = EngineProcess(
+            EngineConfig(model="tiny", device="cpu"), ServerConfig(port=0), command=command
+        )
+        with engine:
+            url = engine.wait_ready(150)
+            keys = {
+                "LIVEKIT_URL": livekit_server.url,
+                "LIVEKIT_API_KEY": livekit_server.key,
+                "LIVEKIT_API_SECRET": livekit_server.secret,
+                "CSM_ENGINE_URL": url,
+                "CSM_ENGINE_KEY": engine.key,
+                "AGENT_STT": "offline",
+                "AGENT_LLM": "offline",
+                "VOICE_SOURCE": "caller",
+                "LIVEKIT_LOG_LEVEL": "DEBUG",  # all that LiveKit ever says
+            }
+            worker = Worker(keys, folder / "agent.log", Progress())
+            with worker.child:
+                worker.wait_ready()
+                yield Office(
+                    livekit_server, folder / "agent.log", Events(folder / "events.jsonl"), url
+                )
+
+
+def speech(name: str) -> tuple[np.ndarray, int]:
+    pcm, rate = soundfile.read(path_of(name), dtype="int16")
+    return pcm, rate
+
+
+async def at_the_phone(office: Office, before: int) -> None:
+    """The agent of a call that began behind so much of the log is there."""
+    await until(lambda: "the caller is on a telephone" in office.log[before:], "the agent")
+
+
+async def greeting(phone: Phone) -> None:
+    await until(lambda: phone.loud_frames() > 50, "a greeting of half a second")
+    await until(lambda: phone.quiet_frames > 80 and phone.agent_state == "listening", "its end")
+
+
+async def reply_to(phone: Phone, name: str, frames: int) -> None:
+    """Says it; returns when so many frames of 10 ms of a reply have been heard."""
+    await phone.speak(*speech(name))
+    before = phone.frames
+    await until(lambda: phone.loud_frames(before) > frames, "a reply")
+
+
+async def test_a_call_from_ringing_to_a_hang_up_in_the_middle_of_a_sentence(office):
+    before = len(office.log)
+    async with office.dial("ringing") as phone:
+        await at_the_phone(office, before)
+        await until(lambda: phone.agent_state == "listening", "it waits")
+        assert office.events.of("say") == []
+        assert not phone.heard_speech
+        await phone.status("active")
+        await greeting(phone)
+        await reply_to(phone, SAYS, frames=50)
+        await reply_to(phone, READER[4], frames=50)  # breaks into the first one
+        await until(lambda: phone.turns, "the figures of a turn")
+        await phone.hang_up()
+    await office.settled(phone)
+    said = words(words_of(SAYS))
+    understood = words(" ".join(phone.final_words))[: len(said)]
+    assert errors(understood, said) <= 0.4 * len(said)
+    assert not [canary for canary in CANARIES if canary in json.dumps(phone.turns)]
+    log = office.log[before:]
+    assert log.count("the caller hung up (") == 1
+    assert "Traceback" not in log
+
+
+async def test_a_caller_may_hang_up_while_it_rings(office):
+    before, said = len(office.log), len(office.events.of("say"))
+    async with office.dial("ringing") as phone:
+        await at_the_phone(office, before)
+        await phone.hang_up()
+    await until(lambda: "sip.callStatus was ringing" in office.log[before:], "it is known")
+    await office.settled(phone)
+    assert len(office.events.of("say")) == said
+
+
+def test_a_reference_from_a_telephone_is_marked_as_narrow(office):
+    chosen = [line for line in office.log.splitlines() if "the caller's reference is" in line]
+    assert chosen
+    assert all("narrow band" in line for line in chosen)
+
+
+def test_nobody_is_named_in_any_log_or_figure(office):
+    assert "RoomIO linked to participant" in office.log, "LiveKit's own lines are among them"
+    assert "received job request" in office.log
+    assert not [canary for canary in CANARIES if canary in office.log]
+
+
+async def in_the_greeting(phone: Phone) -> None:
+    await until(lambda: phone.heard_speech, "the greeting")
+
+
+async def while_speaking(phone: Phone) -> None:
+    pcm, rate = speech(SAYS)
+    await phone.speak(pcm[: len(pcm) // 2], rate)
+
+
+async def while_it_is_understood(phone: Phone) -> None:
+    await phone.speak(*speech(SAYS))
+
+
+async def while_the_mind_thinks(phone: Phone) -> None:
+    await phone.speak(*speech(SAYS))
+    await until(lambda: phone.agent_state == "thinking" or phone.final_words, "it thinks")
+
+
+async def at_the_first_sound(phone: Phone) -> None:
+    await reply_to(phone, SAYS, frames=0)
+
+
+async def in_the_middle_of_a_sentence(phone: Phone) -> None:
+    await reply_to(phone, SAYS, frames=100)
+
+
+PHASES = [
+    in_the_greeting,
+    while_speaking,
+    while_it_is_understood,
+    while_the_mind_thinks,
+    at_the_first_sound,
+    in_the_middle_of_a_sentence,
+]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("how", ["leaves", "hangup"])
+@pytest.mark.parametrize("phase", PHASES)
+async def test_a_caller_may_hang_up_at_any_time(office, phase, how):
+    before = len(office.log)
+    async with office.dial("active") as phone:
+        await at_the_phone(office, before)
+        if phase is not in_the_greeting:
+            await greeting(phone)
+        await phase(phone)
+        if how == "hangup":
+            await phone.status("hangup")
+            await until(lambda: "the caller hung up (" in office.log[before:], "it is known")
+        await phone.hang_up()
+    await office.settled(phone)
+    log = office.log[before:]
+    assert log.count("the caller hung up (") == 1
+    assert "Traceback" not in log
+    assert not [canary for canary in CANARIES if canary in log]

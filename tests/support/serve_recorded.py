@@ -1,0 +1,106 @@
+"""`serve` with the real engine, and a record of what was asked of it and what it gave, in order:
+one JSON object a line in the file that ENGINE_EVENTS names.
+
+A cancel or a close is noted when it has been handed over: of its utterance at most the frame that
+was being made then may follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+from csm_tts_plugin.commands import serve
+from csm_tts_plugin.commands.options import load_engine
+from csm_tts_plugin.engine.api import Audio
+
+EVENTS = "ENGINE_EVENTS"
+
+
+class Recorded:
+    """A `SpeechEngine` that notes what passes through it."""
+
+    def __init__(self, engine, path):
+        self._engine = engine
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115  open as long as the process runs
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def open(self, *args, **more):
+        conversation = self._engine.open(*args, **more)
+        self._note("open", conversation)
+        return conversation
+
+    def say(self, conversation, text, sink, **more):
+        def noted(event):
+            self._note("audio" if isinstance(event, Audio) else "ended", event.utterance)
+            sink(event)
+
+        with self._lock:  # nothing of it is noted before it is
+            utterance = self._engine.say(conversation, text, noted, **more)
+            self._write("say", utterance, conversation)
+        return utterance
+
+    def cancel(self, utterance):
+        self._engine.cancel(utterance)
+        self._note("cancel", utterance)
+
+    def close(self, conversation):
+        self._engine.close(conversation)
+        self._note("close", conversation)
+
+    def _note(self, what, of):
+        with self._lock:
+            self._write(what, of)
+
+    def _write(self, what, of, conversation=None):
+        self._file.write(json.dumps([what, of, conversation]) + "\n")
+
+
+class Events:
+    """What such an engine noted until now."""
+
+    def __init__(self, path):
+        self._path = Path(path)
+
+    def all(self):
+        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def of(self, what):
+        return [of for kind, of, _ in self.all() if kind == what]
+
+    @property
+    def free(self):
+        """Every conversation is closed and every utterance has ended."""
+        ended, closed = set(self.of("ended")), set(self.of("close"))
+        return set(self.of("say")) <= ended and set(self.of("open")) <= closed
+
+    def frames_after_the_end_was_asked(self):
+        """Of each utterance that was cancelled, or whose conversation was closed."""
+        home, over, late = {}, set(), {}
+        for what, of, conversation in self.all():
+            if what == "say":
+                home[of] = conversation
+            elif what in ("cancel", "close"):
+                over.add(of)
+            elif what == "audio" and ({of, home[of]} & over):
+                late[of] = late.get(of, 0) + 1
+        return late
+
+
+def make_engine(config):
+    return Recorded(load_engine(config), os.environ[EVENTS])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command")
+    serve.add(parser)
+    sys.exit(serve.run(parser.parse_args(), make_engine))
