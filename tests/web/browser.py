@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -80,6 +81,14 @@ class Tab:
             await asyncio.sleep(STEP_S)
         shown = await self.evaluate("document.body.innerText")
         raise PageError(f"not within {limit_s:.0f} s: {condition}\nThe page:\n{shown}")
+
+    async def until_here(self, condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+        """Waits for something on our side of the socket. Raises PageError after `limit_s`."""
+        end = time.monotonic() + limit_s
+        while not condition():
+            if time.monotonic() > end:
+                raise PageError(f"not within {limit_s:.0f} s")
+            await asyncio.sleep(STEP_S)
 
     async def click(self, selector: str) -> None:
         """By the mouse, as a person does: browsers allow sound only after that."""

@@ -13,6 +13,7 @@ from tests.web.browser import Browser, find_chromium
 from tests.web.calling import Seen, whole_call
 from tests.web.failing import Failures, Told
 from tests.web.making_web import Microphone, Web
+from tests.web.played_agent import Followed, PlayedAgent
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,28 @@ def web_call(chromium, tmp_path_factory) -> WebCall:
 
 
 @pytest.fixture(scope="session")
-def failures(chromium, tmp_path_factory) -> dict[str, Told]:
-    """By name, what the page says of calls that cannot work."""
-    out = tmp_path_factory.mktemp("failures")
+def played(chromium, tmp_path_factory) -> tuple[dict[str, Told], Followed]:
+    """Calls that cannot work, and one whose agent a test plays; all at the same time."""
+    out = tmp_path_factory.mktemp("played")
 
-    async def all_of_them(server: LiveKitServer) -> dict[str, Told]:
+    async def all_of_them(server: LiveKitServer) -> tuple[dict[str, Told], Followed]:
         microphone = Microphone(out / "microphone.wav")
         async with Browser(chromium, microphone.file) as browser:
-            return await Failures(browser, server).all()
+            return await asyncio.gather(
+                Failures(browser, server).all(), PlayedAgent(browser, server).run()
+            )
 
     with LiveKitServer(out / "livekit-server.log") as server:
         return asyncio.run(all_of_them(server))
+
+
+@pytest.fixture(scope="session")
+def failures(played) -> dict[str, Told]:
+    """By name, what the page says of calls that cannot work."""
+    return played[0]
+
+
+@pytest.fixture(scope="session")
+def followed(played) -> Followed:
+    """What the page made of an agent's messages."""
+    return played[1]

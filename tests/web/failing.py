@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
-from livekit import api, rtc
-from scripts.livekit_server import LiveKitServer
-from scripts.web_page import Page, PageConfig
-from tests.web.browser import Browser, Tab
+from scripts.web_page import PageConfig
+from tests.web.browser import Tab
+from tests.web.pages import IN_CALL, NOTICE, Pages
 
-NOTICE = "(n => n.hidden ? '' : n.innerText)(document.querySelector('#notice'))"
 NO_MICROPHONE = """
 navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException("", "NotFoundError"));
 """
@@ -75,12 +73,8 @@ class Told:
     errors: list[str] = field(default_factory=list)
 
 
-class Failures:
-    """Each method is one failure; all have one browser and one LiveKit server."""
-
-    def __init__(self, browser: Browser, server: LiveKitServer) -> None:
-        self._browser = browser
-        self._config = PageConfig(server.url, server.key, server.secret)
+class Failures(Pages):
+    """Each method is one failure."""
 
     async def all(self) -> dict[str, Told]:
         """At the same time, each in a page of its own."""
@@ -101,35 +95,24 @@ class Failures:
         told = await asyncio.gather(*(case() for case in cases.values()))
         return dict(zip(cases, told, strict=True))
 
-    @asynccontextmanager
-    async def _page(
-        self, config: PageConfig, microphone: str = "granted", script: str = ""
-    ) -> AsyncIterator[tuple[Tab, Page]]:
-        async with Page(config, "127.0.0.1", 0) as page:
-            tab = await self._browser.tab(microphone)
-            await tab.call("Page.enable")
-            await tab.call("Page.addScriptToEvaluateOnNewDocument", source=script)
-            await tab.open(page.url)
-            yield tab, page
-
     async def _told(self, tab: Tab, *words: str) -> Told:
         words = words or (await tab.until(NOTICE),)
         phase = await tab.evaluate("document.body.dataset.phase")
         return Told(list(words), phase, [c for c in tab.console if c.startswith("error: {")])
 
     async def _at_start(self, config: PageConfig, **how: str) -> Told:
-        async with self._page(config, **how) as (tab, _):
+        async with self.page(config, **how) as (tab, _):
             await tab.click("#start")
             return await self._told(tab)
 
     async def _too_many(self) -> Told:
-        async with self._page(replace(self._config, tokens_per_minute=1)) as (tab, _):
+        async with self.page(replace(self._config, tokens_per_minute=1)) as (tab, _):
             await tab.evaluate("fetch('token', { method: 'POST' }).then(() => true)")
             await tab.click("#start")
             return await self._told(tab)
 
     async def _no_page_server(self) -> Told:
-        async with self._page(self._config) as (tab, page):
+        async with self.page(self._config) as (tab, page):
             await page.__aexit__()
             await tab.click("#start")
             return await self._told(tab)
@@ -138,15 +121,15 @@ class Failures:
         """Then an agent comes late, and leaves."""
         line = Line(self._config.livekit_url)
         await line.mend()
-        async with self._page(replace(self._config, public_url=line.url)) as (tab, _):
+        async with self.page(replace(self._config, public_url=line.url)) as (tab, _):
             await tab.click("#start")
-            await tab.until("document.body.dataset.phase === 'call'")
+            await tab.until(IN_CALL)
             waiting = await tab.evaluate("document.querySelector('#state').innerText")
             await line.cut()
             lost = await tab.until(NOTICE)
             await line.mend()
             absent = await tab.until(f"(n => n.includes('agent') && n)({NOTICE})")
-            room = await self._agent(tab)
+            room = await self.agent(tab)
             await tab.until("document.querySelector('#notice').hidden")
             await room.disconnect()
             left = await tab.until(NOTICE)
@@ -155,10 +138,10 @@ class Failures:
         return told
 
     async def _blocked_sound(self) -> Told:
-        async with self._page(self._config, script=NO_PLAY) as (tab, _):
+        async with self.page(self._config, script=NO_PLAY) as (tab, _):
             await tab.click("#start")
-            await tab.until("document.body.dataset.phase === 'call'")
-            room = await self._agent(tab, speaks=True)
+            await tab.until(IN_CALL)
+            room = await self.agent(tab, speaks=True)
             blocked = await tab.until(NOTICE)
             await tab.evaluate("window.mayPlay = true")
             await tab.click("#sound")
@@ -166,23 +149,3 @@ class Failures:
             told = await self._told(tab, blocked, await tab.evaluate(NOTICE))
             await room.disconnect()
         return told
-
-    async def _agent(self, tab: Tab, speaks: bool = False) -> rtc.Room:
-        """Somebody of kind agent in the page's room; with a track when it is to be heard."""
-        key, secret = self._config.livekit_key, self._config.livekit_secret
-        name = api.TokenVerifier(key, secret).verify(_token_of(tab)).video.room
-        grants = api.VideoGrants(room_join=True, room=name)
-        token = api.AccessToken(key, secret).with_identity("agent").with_kind("agent")
-        room = rtc.Room()
-        url = self._config.livekit_url
-        await asyncio.wait_for(room.connect(url, token.with_grants(grants).to_jwt()), 30)
-        if speaks:
-            track = rtc.LocalAudioTrack.create_audio_track("voice", rtc.AudioSource(24_000, 1))
-            await asyncio.wait_for(room.local_participant.publish_track(track), 30)
-        return room
-
-
-def _token_of(tab: Tab) -> str:
-    """The page's own, as it went to LiveKit."""
-    queries = (parse_qs(urlsplit(url).query) for url in tab.requests if url.startswith("ws"))
-    return next(query["access_token"][0] for query in queries if "access_token" in query)

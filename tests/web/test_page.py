@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections import Counter
@@ -28,6 +29,8 @@ from scripts.web_page import (
     room_token,
     security_headers,
 )
+from tests.call.running import run
+from tests.web.making_web import clean_env
 
 CONFIG = PageConfig("ws://127.0.0.1:7880", "key", "a-secret-of-more-than-32-characters")
 KEYS = {
@@ -226,3 +229,16 @@ def test_a_change_of_the_sources_is_noticed(tmp_path):
     lock["packages"]["node_modules/events"]["resolved"] = "https://registry.example/events.tgz"
     (copy / "package-lock.json").write_text(json.dumps(lock))
     assert [what.split(" ")[0] for what in breaches(copy)] == ["web/dist", "web/package-lock.json"]
+
+
+async def test_make_web_with_a_taken_port_ends_with_one_line_and_starts_nothing(tmp_path):
+    async with Page(CONFIG, "127.0.0.1", 0) as page:
+        port = page.url.rpartition(":")[2]
+        done = await asyncio.to_thread(
+            run, ["-m", "scripts.web"], clean_env(PORT=port, OUT=str(tmp_path)), tmp_path, 120
+        )
+    assert done.code == 1
+    assert port in done.last_line
+    assert "PORT=" in done.last_line
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "agent.log").exists()
