@@ -213,6 +213,12 @@ class HubConfig:
         return cls(_text(env, "HF_ENDPOINT", cls().endpoint), bool(env.get("HF_TOKEN")))
 
 
+def figures_folder(env: Mapping[str, str] = os.environ) -> Path | None:
+    """Where Prometheus' library keeps the figures of several processes, by its own variable."""
+    folder = env.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(folder) if folder else None
+
+
 def split_keys(text: str | None) -> tuple[str, ...]:
     """The keys of `CSM_ENGINE_KEY`: one, or several with commas; a client shows the first."""
     return tuple(key.strip() for key in (text or "").split(",") if key.strip())
@@ -234,7 +240,7 @@ def _address(env: Mapping[str, str], name: str, default: tuple[str, int]) -> tup
 
 def _metrics_port(env: Mapping[str, str]) -> int:
     port = _integer(env, "AGENT_METRICS_PORT", 0, low=0)
-    if port and not env.get("PROMETHEUS_MULTIPROC_DIR"):
+    if port and figures_folder(env) is None:
         raise ConfigError(
             "AGENT_METRICS_PORT needs PROMETHEUS_MULTIPROC_DIR, a folder in which each call's"
             " process leaves its figures; set it in the environment, not in .env."

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from prometheus_client import Counter
 
+from . import telemetry
 from .audio.resample import StreamResampler, from_pcm16, to_pcm16
 from .call import Call
 from .client import Utterance
@@ -42,9 +42,6 @@ _RESUMES = 3
 """Engines that one sentence may lose."""
 _BUSY_REST_S = 1.0
 """For an engine that is full and does not say when to come back."""
-
-_resumed = Counter("csm_resumes", "Sentences said again, their engine being lost or full")
-"""In the process's own registry, which LiveKit's worker serves where it is told to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +176,7 @@ class Reply:
 
     async def _say_again(self, said: _Said) -> None:
         said.utterance = await self._say_somewhere(said.sentence)
-        _resumed.inc()
+        telemetry.resumes.inc()
 
     async def _say_somewhere(self, sentence: Sentence) -> Utterance | None:
         """In the middle of a reply, wait for an engine; before, whoever asked decides to."""

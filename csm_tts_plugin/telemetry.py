@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Histogram
 
-from .config import TelemetryConfig
+from .config import TelemetryConfig, figures_folder
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ _WORDS = frozenset(
 )
 """Attributes whose text is ours, LiveKit's or a model's name, never a caller's."""
 
+if (_folder := figures_folder()) is not None:
+    _folder.mkdir(parents=True, exist_ok=True)  # where it is missing, the next lines would fail
+
 _TURN = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 turn_seconds = Histogram(
     "csm_turn_seconds",
@@ -51,6 +54,7 @@ turn_seconds = Histogram(
     buckets=_TURN,
 )
 turns = Counter("csm_turns", "Replies, and whether the caller broke in", ["interrupted"])
+resumes = Counter("csm_resumes", "Sentences said again, their engine being lost or full")
 
 _provider: TracerProvider | None = None
 

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from scripts.livekit_server import LiveKitServer
 from scripts.setup_tools import ROOT
 from tests.call.running import OURS
 
-LIMIT_S = 120.0
+LIMIT_S = 240.0
 """Of every wait: generous, for the machine may be busy."""
 _LOUD = 0.003 * 32768
 _RATE = 24_000
@@ -37,15 +38,28 @@ async def until(condition, what: str, limit_s: float = LIMIT_S) -> None:
         await asyncio.sleep(0.1)
 
 
+def get_text(url: str, key: str = "") -> str:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        return answer.read().decode()
+
+
 def get_json(url: str) -> dict:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return json.load(answer)
+    return json.loads(get_text(url))
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 class AgentWorker:
-    """`agent.py start` with the engines at `urls`; its own health page tells what it does."""
+    """`agent.py start`; its own health page tells what it does. `figures`: for its metrics."""
 
-    def __init__(self, log: Path, env: dict[str, str]) -> None:
+    def __init__(self, log: Path, env: dict[str, str], figures: Path) -> None:
+        self._metrics = free_port()
+        env |= {"AGENT_METRICS_PORT": str(self._metrics), "PROMETHEUS_MULTIPROC_DIR": str(figures)}
         clean = {name: value for name, value in os.environ.items() if name not in OURS}
         settings = {"AGENT_HEALTH": "127.0.0.1:0", "AGENT_NAME": "", "PYTHONUNBUFFERED": "1"}
         self._registered = threading.Event()
@@ -67,8 +81,11 @@ class AgentWorker:
 
     @property
     def healthy(self) -> bool:
-        with urllib.request.urlopen(f"http://{self._page}/", timeout=10) as answer:
-            return answer.status == 200
+        return get_text(f"http://{self._page}/") == "OK"
+
+    @property
+    def metrics(self) -> str:
+        return get_text(f"http://127.0.0.1:{self._metrics}/metrics")
 
     def wait_ready(self) -> None:
         assert self._registered.wait(LIMIT_S), self.child.last_line()
@@ -199,7 +216,7 @@ def answering(text: str):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Parrot)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1"

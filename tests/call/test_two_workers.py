@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-import urllib.request
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -15,18 +15,21 @@ from csm_tts_plugin.config import EngineConfig, ServerConfig
 from csm_tts_plugin.load import rows_for
 from csm_tts_plugin.server.supervisor import EngineProcess
 from scripts.livekit_server import LiveKitServer
+from scripts.setup_tools import ROOT
 from tests.call.centre import (
     LIMIT_S,
     AgentWorker,
     answering,
     calling,
     get_json,
+    get_text,
     greeted,
     refusals,
     until,
 )
+from tests.support.collector import Collector, attributes, collecting
 
-pytestmark = [pytest.mark.call, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.call, pytest.mark.timeout(900)]
 
 KEY = "the key of both engines"
 SLOTS = 2
@@ -52,13 +55,13 @@ class Engine(EngineProcess):
         return get_json(f"{self.url}/readyz")["conversations"]
 
     @property
+    def metrics(self) -> str:
+        return get_text(f"{self.url}/metrics", KEY)
+
+    @property
     def spoken(self) -> float:
         """Utterances that were ended, however."""
-        request = urllib.request.Request(
-            f"{self.url}/metrics", headers={"Authorization": f"Bearer {KEY}"}
-        )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
+        lines = self.metrics.splitlines()
         counts = [line for line in lines if line.startswith("csm_utterances_total")]
         return sum(float(line.split()[-1]) for line in counts)
 
@@ -79,6 +82,7 @@ class Centre:
     engines: tuple[Engine, Engine]
     one: AgentWorker
     both: AgentWorker
+    collector: Collector
 
     async def settled(self) -> None:
         """No call is left anywhere, and both workers know it."""
@@ -99,6 +103,7 @@ def centre(tmp_path_factory):
     with ExitStack() as stack:
         server = stack.enter_context(LiveKitServer(logs / "livekit.log"))
         llm = stack.enter_context(answering(REPLY))
+        collector = stack.enter_context(collecting())
         engines = (stack.enter_context(Engine()), stack.enter_context(Engine()))
         urls = [engine.wait_ready(300) for engine in engines]
 
@@ -106,14 +111,16 @@ def centre(tmp_path_factory):
             env = {**server.keys, "CSM_ENGINE_URL": ",".join(urls), "CSM_ENGINE_KEY": KEY}
             models = {"AGENT_STT": "openai:none", "AGENT_LLM": "openai:parrot"}
             env |= {**models, "OPENAI_BASE_URL": llm, "OPENAI_API_KEY": "none"}
-            made = AgentWorker(logs / f"{name}.log", env)
+            figures = logs / f"{name}-figures"
+            env |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+            made = AgentWorker(logs / f"{name}.log", env, figures)
             stack.enter_context(made.child)
             return made
 
         one, both = worker("one", urls[0]), worker("both", urls[1], urls[0])
         for each in (one, both):
             each.wait_ready()
-        yield Centre(server, engines, one, both)
+        yield Centre(server, engines, one, both, collector)
 
 
 async def test_calls_go_where_there_is_room(centre):
@@ -168,6 +175,36 @@ async def test_a_reply_goes_on_when_its_engine_is_killed(centre, kills):
             await second.ready(LIMIT_S)
             await until(lambda: second.pid and not second.conversations, "it is back")
     await centre.settled()
+
+
+async def test_a_turn_leaves_figures_and_spans_without_a_word(centre):
+    async with greeted(centre.livekit) as caller:
+        await caller.write("Hello there.")
+        await until(lambda: caller.texts[-1] == REPLY, "the reply ends")
+    await until(lambda: centre.collector.spans("csm.turn", "csm-agent"), "the span of the turn")
+    for turn in centre.collector.spans("csm.turn"):
+        assert attributes(turn)["csm.first_audio_s"] > 0
+    assert centre.collector.spans("agent_session"), "LiveKit's own"
+    for words in (REPLY, "Hello there.", "caller"):
+        assert words.encode() not in centre.collector.raw
+    await centre.settled()
+
+
+async def test_every_metric_of_the_dashboard_and_the_alerts_is_served(centre):
+    served = names(centre.engines[0].metrics) | names(centre.one.metrics + centre.both.metrics)
+    board = (ROOT / "deploy/grafana/csm.json").read_text()
+    alerts = (ROOT / "deploy/alerts.yml").read_text()
+    wanted = set(METRIC.findall(board)) | set(METRIC.findall(alerts))
+    assert len(wanted) > 20
+    assert wanted <= served
+
+
+METRIC = re.compile(r"\b(?:csm|lk_agents|process)_[a-z_]+\b")
+
+
+def names(metrics: str) -> set[str]:
+    lines = [line for line in metrics.splitlines() if not line.startswith("#")]
+    return {re.split(r"[{ ]", line)[0] for line in lines}
 
 
 async def test_a_worker_that_is_told_to_end_finishes_its_calls_and_takes_no_more(centre):

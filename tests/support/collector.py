@@ -61,7 +61,7 @@ def collecting():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Take)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     collector.url = f"http://127.0.0.1:{server.server_port}"
     try:
