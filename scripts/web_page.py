@@ -143,7 +143,7 @@ def _guard(config: PageConfig) -> Middleware:
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
         if config.hosts is not None and _name(f"//{host}") not in config.hosts:
             raise web.HTTPForbidden(text="This name is not served here.")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
             raise web.HTTPForbidden(text="Ask from our own page.")
         return await handler(request)
 
