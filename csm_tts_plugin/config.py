@@ -180,6 +180,7 @@ class TelemetryConfig:
 
     wanted: bool = False
     names_service: bool = False
+    endpoint: str = "http://localhost:4318"
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> TelemetryConfig:
@@ -198,7 +199,7 @@ class TelemetryConfig:
             )
         attributes = env.get("OTEL_RESOURCE_ATTRIBUTES", "")
         named_service = bool(env.get("OTEL_SERVICE_NAME")) or "service.name=" in attributes
-        return cls(wanted=True, names_service=named_service)
+        return cls(True, named_service, named or cls().endpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +207,30 @@ class HubConfig:
     """Where checkpoints come from, by the hub's own variables; its library reads them itself."""
 
     endpoint: str = "https://huggingface.co"
-    token_set: bool = False
+    token: str | None = field(default=None, repr=False)
+    cache: Path = Path.home() / ".cache/huggingface/hub"
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> HubConfig:
-        return cls(_text(env, "HF_ENDPOINT", cls().endpoint), bool(env.get("HF_TOKEN")))
+        home = env.get("HF_HOME")
+        cache = env.get("HF_HUB_CACHE") or (f"{home}/hub" if home else cls().cache)
+        endpoint = _text(env, "HF_ENDPOINT", cls().endpoint)
+        return cls(endpoint, env.get("HF_TOKEN") or None, Path(cache).expanduser())
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointConfig:
+    """The endpoint of `openai:<model>`, by the variables that its client reads itself."""
+
+    url: str = "https://api.openai.com/v1"
+    key: str | None = field(default=None, repr=False)
+    named: bool = False
+    """Whether anything of it is set."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> EndpointConfig:
+        url, key = env.get("OPENAI_BASE_URL"), env.get("OPENAI_API_KEY") or None
+        return cls((url or cls().url).rstrip("/"), key, bool(url or key))
 
 
 def figures_folder(env: Mapping[str, str] = os.environ) -> Path | None:

@@ -228,8 +228,9 @@ def _missing_weights(folder: Path) -> list[str]:
 
 
 def _disk() -> Iterator[Finding]:
-    home = Path(os.environ.get("HF_HOME") or Path.home())
-    free = shutil.disk_usage(home if home.is_dir() else Path.home()).free / 2**30
+    cache = HubConfig.from_env().cache
+    there = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free / 2**30
     if free < _MODEL_GB:
         yield note(f"{free:.0f} GiB are free; CSM-1B's download takes 6")
 

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import hmac
 import json
-import os
 import socket
 import time
 import urllib.error
@@ -17,11 +16,10 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..config import AgentConfig, HubConfig, TelemetryConfig
+from ..config import AgentConfig, EndpointConfig, HubConfig, TelemetryConfig
 from ..errors import CsmError
 from .finding import Finding, bad, note, ok
 
@@ -151,10 +149,10 @@ def _stored(web: str, config: AgentConfig) -> bool:
 
 def hub(model: str, config: HubConfig) -> Iterator[Finding]:
     """Whether the checkpoint is here already, or can be had."""
-    if _downloaded(model):
+    if _downloaded(model, config):
         yield ok(f"model {model}, downloaded before")
         return
-    answer = ask(f"{config.endpoint}/api/models/{model}", key=os.environ.get("HF_TOKEN"))
+    answer = ask(f"{config.endpoint}/api/models/{model}", key=config.token)
     gated = bool(answer.json.get("gated"))
     if not answer.status:
         yield bad(
@@ -166,17 +164,15 @@ def hub(model: str, config: HubConfig) -> Iterator[Finding]:
             f"model {model}: {config.endpoint} does not have it for you; correct CSM_MODEL, or"
             " accept its terms there and set HF_TOKEN"
         )
-    elif gated and not config.token_set:
+    elif gated and not config.token:
         yield bad(f"model {model} is gated; accept its terms on the hub and set HF_TOKEN")
     else:
         yield ok(f"model {model}, from {config.endpoint}")
-        yield ok("HF_TOKEN is set") if config.token_set else note("HF_TOKEN is not set")
+        yield ok("HF_TOKEN is set") if config.token else note("HF_TOKEN is not set")
 
 
-def _downloaded(model: str) -> bool:
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
-    folder = cache / f"models--{model.replace('/', '--')}" / "snapshots"
+def _downloaded(model: str, config: HubConfig) -> bool:
+    folder = config.cache / f"models--{model.replace('/', '--')}" / "snapshots"
     return any(folder.glob("*/*.safetensors"))
 
 
@@ -184,8 +180,9 @@ def models(config: AgentConfig) -> Iterator[Finding]:
     """Speech-to-text and the LLM, as far as they can be seen without a call."""
     from ..agent_support import check_names
 
+    endpoint = EndpointConfig.from_env()
     try:
-        check_names(config, os.environ)
+        check_names(config, {"OPENAI_BASE_URL": endpoint.url if endpoint.named else ""})
     except CsmError as error:
         yield bad(error.message)
         return
@@ -193,7 +190,7 @@ def models(config: AgentConfig) -> Iterator[Finding]:
         if name == "offline":
             yield _offline(variable)
         elif name.startswith("openai:"):
-            yield _endpoint(variable, name)
+            yield _endpoint(variable, name, endpoint)
         elif (config.livekit_url or "").rstrip("/").endswith(".livekit.cloud"):
             yield ok(f"{variable}={name}, by LiveKit Inference")
         else:
@@ -222,9 +219,9 @@ def _offline(variable: str) -> Finding:
     return ok(f"{variable}=offline, its model is here")
 
 
-def _endpoint(variable: str, name: str) -> Finding:
-    base = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-    answer = ask(f"{base.rstrip('/')}/models", key=os.environ.get("OPENAI_API_KEY"))
+def _endpoint(variable: str, name: str, endpoint: EndpointConfig) -> Finding:
+    base = endpoint.url
+    answer = ask(f"{base}/models", key=endpoint.key)
     if not answer.status:
         return bad(
             f"{variable}={name}: nothing answers at {base}; start it, or correct OPENAI_BASE_URL"
@@ -242,9 +239,7 @@ def _endpoint(variable: str, name: str) -> Finding:
 def telemetry(config: TelemetryConfig) -> Iterator[Finding]:
     if not config.wanted:
         return
-    otlp = "OTEL_EXPORTER_OTLP_"
-    url = os.environ.get(f"{otlp}TRACES_ENDPOINT") or os.environ.get(f"{otlp}ENDPOINT")
-    url = url or "http://localhost:4318"
+    url = config.endpoint
     if reachable(url):
         yield ok(f"spans go to {url}")
     else:
