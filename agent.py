@@ -42,6 +42,7 @@ from livekit.agents import (
 from livekit.agents import telemetry as livekit_telemetry
 from livekit.agents.types import NOT_GIVEN
 from livekit.agents.voice.agent_session import SessionConnectOptions
+from livekit.agents.voice.io import PlaybackFinishedEvent
 
 from csm_tts_plugin import TTS, personal, telemetry
 from csm_tts_plugin.agent_support import (
@@ -95,6 +96,8 @@ class CallAgent(Agent):
         self.session.on("agent_state_changed", self._on_agent_state)
         self.session.on("conversation_item_added", self._on_item)
         self.session.on("error", self._on_error)
+        if (ear := self.session.output.audio) is not None:
+            ear.on("playback_finished", self._on_played)
         self._room.on("participant_attributes_changed", lambda *_: self._look_at_caller())
         self._room.on("sip_dtmf_received", self._on_key)
         self._line.watch(self._room)
@@ -226,6 +229,10 @@ class CallAgent(Agent):
     def _on_agent_state(self, event: AgentStateChangedEvent) -> None:
         if event.new_state == "speaking":
             self._spoken_in = self._caller.name
+
+    def _on_played(self, event: PlaybackFinishedEvent) -> None:
+        if event.interrupted:
+            self._speech.interrupted(event.playback_position)
 
     def _on_item(self, event: ConversationItemAddedEvent) -> None:
         """Each reply's figures go to the log and to the room, without a word of what was said."""

@@ -157,9 +157,9 @@ class Conversation:
             raise self._error
         self._outgoing.put_nowait(encode(message))
 
-    def _cancel(self, id: str) -> None:
+    def _cancel(self, id: str, heard: int | None = None) -> None:
         if self._error is None:
-            self._post(Cancel(id))
+            self._post(Cancel(id, heard))
 
     async def _write(self) -> None:
         # The reader learns of a broken socket too, and tells the utterances.
@@ -271,6 +271,13 @@ class Utterance:
     async def cancel(self) -> None:
         """Stop it at once, here and in the engine; iteration ends, what was unread is dropped."""
         self._stop()
+
+    def heard(self, frames: int) -> None:
+        """Only so many of its frames reached an ear: the engine forgets to have said the others.
+
+        For one that has ended, or was cancelled; a lost conversation has nothing to forget.
+        """
+        self._conversation._cancel(self.id, frames)
 
     def _stop(self) -> None:
         if self._finished:

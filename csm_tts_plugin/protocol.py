@@ -4,7 +4,7 @@ Text messages are JSON objects with a `type`; binary messages are sound: 16-bit 
 PCM at the rate asked for in `open`. One socket is one conversation.
 
 to the engine    `open` (voice, rate, key, temperature, top_k, seed) · `turn` (who, text, audio) ·
-                 `say` (id, text, more, max_seconds, deadline) · `cancel` (id) · `close`
+                 `say` (id, text, more, max_seconds, deadline) · `cancel` (id, heard) · `close`
 from the engine  `opened` (conversation, rate) ·
                  `audio` (id, seq, frame, samples): the binary message that follows ·
                  `done` (id, frames, reason, timings) ·
@@ -78,6 +78,9 @@ class Say:
 @dataclass(frozen=True, slots=True)
 class Cancel:
     id: str
+    heard: int | None = None
+    """How many of its frames of 80 ms reached an ear; the others are no context. Also after it has
+    ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +258,7 @@ def _read_say(fields: Fields, limits: Limits) -> Say:
 
 
 def _read_cancel(fields: Fields, limits: Limits) -> Cancel:
-    return Cancel(fields.match("id", _UTTERANCE_ID))
+    return Cancel(fields.match("id", _UTTERANCE_ID), fields.integer("heard", 0, WHOLE_MAX))
 
 
 def _read_close(fields: Fields, limits: Limits) -> Close:

@@ -19,7 +19,7 @@ from . import telemetry
 from .audio.resample import StreamResampler, from_pcm16, to_pcm16
 from .call import Call
 from .client import Utterance
-from .config import SAMPLE_RATE
+from .config import FRAME_SECONDS, SAMPLE_RATE
 from .errors import BusyError, EngineError, EngineTimeoutError, UnavailableError
 from .text import speakable
 
@@ -121,6 +121,8 @@ class Reply:
         """All that was said and not played to its end, in order."""
         self._saying = asyncio.Lock()
         self._utterances: list[Utterance] = []
+        self._begun: dict[Utterance, float] = {}
+        """Seconds of the reply at which each was begun to be played."""
         self._texts = 0
         self._samples = 0
 
@@ -146,6 +148,15 @@ class Reply:
             saying.cancel()
             await asyncio.wait([saying])
             await self._cancel()  # what was said while the task ended
+
+    def heard(self, seconds: float) -> None:
+        """Of this reply, which was broken off: the engine is to know no more of it."""
+        for utterance in self._utterances:
+            begun = self._begun.get(utterance, seconds)
+            frames = max(0, round((seconds - begun) / FRAME_SECONDS))
+            result = utterance.result
+            if result is None or frames < result.frames:
+                utterance.heard(frames)
 
     async def _cancel(self) -> None:
         for utterance in self._utterances:
@@ -214,6 +225,7 @@ class Reply:
         self._texts += 1
         self._sink.text(said.sentence.text, self._samples / self._rate)
         while (utterance := said.utterance) is not None:
+            self._begun[utterance] = self._samples / self._rate
             try:
                 async for chunk in utterance:
                     self._push(self._resampler.push(from_pcm16(chunk.pcm)))

@@ -101,6 +101,7 @@ class TTS(tts.TTS[Any]):
         self._max_seconds = check_seconds(max_seconds)
         self._tokenizer = tokenizer
         self._call = Call(self._engine.client, manner)
+        self._last: Reply | None = None
         self._streams: weakref.WeakSet[SynthesizeStream | ChunkedStream] = weakref.WeakSet()
 
     @property
@@ -171,15 +172,25 @@ class TTS(tts.TTS[Any]):
         samples = None if audio is None else to_float32(audio)
         self._call.add_turn(speaker, text, samples, sample_rate or 0)
 
+    def interrupted(self, heard_seconds: float) -> None:
+        """Of the last reply only so much was heard: what came after it is no context of the next.
+
+        A session knows it from `playback_finished` of its audio output. Without it the engine goes
+        by its own clock, and knows nothing of what a caller breaks off after it was made.
+        """
+        if self._last is not None:
+            self._last.heard(max(0.0, heard_seconds))
+
     def prewarm(self) -> None:
         """Start the engine and open the conversation, in the background."""
         self._engine.start()
         self._call.open_ahead()
 
     def _reply(self, emitter: tts.AudioEmitter, timeout: float) -> Reply:
-        return Reply(
+        self._last = Reply(
             self._call, lambda: self._max_seconds, _Sink(emitter), self.sample_rate, timeout
         )
+        return self._last
 
     async def aclose(self) -> None:
         for stream in list(self._streams):

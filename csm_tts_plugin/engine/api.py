@@ -192,6 +192,11 @@ class SpeechEngine(Protocol):
     def cancel(self, utterance: str) -> None:
         """Ends it by the next frame with `Done(reason=cancelled)`; unknown ids are ignored."""
 
+    def keep_heard(self, conversation: str, utterance: str, frames: int) -> None:
+        """Of an utterance that has ended, or is cancelled, only so many frames reached an ear: the
+        others go from the conversation, as if they had never been said. Unknown ids are ignored.
+        """
+
     def close(self, conversation: str) -> None:
         """Cancels what it still says and frees its memory; unknown ids are ignored."""
 

@@ -56,6 +56,22 @@ class Context:
         self._length -= _length(self.turns.pop())
         self.valid = min(self.valid, self._length)
 
+    def cut_turn(self, at: int, frames: int, end: Positions) -> None:
+        """Of a turn just spoken (text, frames one by one, `end`) keep the text and `frames`."""
+        turn = self.turns[at]
+        before = len(self.voice) + sum(map(_length, list(self.turns)[:at]))
+        kept = turn[: 1 + frames]
+        self.turns[at] = [*kept, end]
+        self._length += _length(self.turns[at]) - _length(turn)
+        self.valid = min(self.valid, before + _length(kept))
+
+    def take_out(self, at: int) -> None:
+        """A turn never was; those after it move up and are read again."""
+        before = len(self.voice) + sum(map(_length, list(self.turns)[:at]))
+        self._length -= _length(self.turns[at])
+        del self.turns[at]
+        self.valid = min(self.valid, before)
+
     def make_room(self, need: int) -> int:
         """Drop the oldest turns until `need` more positions fit; how many turns went.
 

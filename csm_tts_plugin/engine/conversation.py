@@ -70,6 +70,8 @@ class Record:
     text: str
     codes: Codes | None
     ours: bool
+    utterance: str = ""
+    """Which of ours it is."""
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +86,8 @@ class Conversation:
     records: deque[Record] = field(default_factory=deque)
     waiting_turns: list[Turn] = field(default_factory=list)
     """Turns that came while an utterance was being spoken; they follow it."""
+    waiting_cuts: dict[str, int] = field(default_factory=dict)
+    """What was heard of earlier utterances, told while another one was being spoken."""
     waiting_voice: list[VoicePrompt | None] = field(default_factory=list)
     """A voice that came while an utterance was being spoken; the last one counts."""
     speakers: dict[str, int] = field(default_factory=dict)
@@ -126,6 +130,18 @@ class Conversation:
             self.records.pop()
             self.context.drop_turn()
         self.refresh()
+
+    def keep_heard(self, utterance: str, frames: int, end: Positions) -> None:
+        """Of an utterance that is over the first `frames` stay, and nothing at all of none."""
+        for at, record in enumerate(self.records):
+            if record.utterance == utterance:
+                made = len(self.context.turns[at]) - 2
+                if not frames:
+                    del self.records[at]
+                    self.context.take_out(at)
+                elif frames < made:
+                    self.context.cut_turn(at, frames, end)
+                return self.refresh()
 
     def make_room(self, need: int) -> None:
         """Drop the oldest turns until `need` positions fit. Raises RequestError where nothing

@@ -202,10 +202,10 @@ class Engine:
         with self._wake:
             self._post(lambda rounds: rounds.cancel(utterance))
 
-    def heard(self, conversation: str, utterance: str, frames: int) -> None:
+    def keep_heard(self, conversation: str, utterance: str, frames: int) -> None:
         with self._wake:
             if (found := self._conversations.get(conversation)) is not None:
-                self._post(lambda rounds: rounds.heard(found, utterance, frames))
+                self._post(lambda rounds: rounds.keep_heard(found, utterance, frames))
 
     def close(self, conversation: str) -> None:
         with self._wake:

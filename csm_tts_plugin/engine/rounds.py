@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..config import FRAME_SECONDS
 from ..errors import CsmError, EngineError, NumericError, VoiceError
 from .api import Audio, Reason, Turn, VoicePrompt
 from .context import Positions, end_frame, frame_positions
@@ -117,6 +118,13 @@ class Rounds:
                 self._over(conversation, utterance, Reason.CANCELLED)
                 return
 
+    def keep_heard(self, conversation: Conversation, utterance: str, frames: int) -> None:
+        """At once, or after the utterance being spoken; one that still speaks ends by `cancel`."""
+        if conversation.speaking:
+            conversation.waiting_cuts[utterance] = frames
+        else:
+            conversation.keep_heard(utterance, frames, self._end)
+
     def close(self, id: str) -> None:
         with self._lock:
             conversation = self._conversations.pop(id, None)
@@ -188,7 +196,8 @@ class Rounds:
         utterance.started = now
         context, guard = conversation.context, utterance.guard
         conversation.add_turn(
-            Record(conversation.voice_name, "", None, ours=True), utterance.prompt
+            Record(conversation.voice_name, "", None, ours=True, utterance=utterance.id),
+            utterance.prompt,
         )
         room = context.limit - len(context.voice) - len(utterance.prompt) - 1
         guard.max_frames = min(guard.max_frames, max(room, _LEAST_FRAMES))
@@ -272,6 +281,11 @@ class Rounds:
             conversation.drop_turn()
         elif utterance.started and reason is not Reason.END:
             conversation.context.extend_turn(self._end)
+        if utterance.started and reason is Reason.CANCELLED and utterance.job.live:
+            # What lies ahead of its playing was made, but nobody has heard it.
+            lead = max(0.0, conversation.seat.play_end - time.monotonic())
+            unheard = int(lead / FRAME_SECONDS + 1e-6)
+            conversation.keep_heard(utterance.id, max(0, utterance.frames - unheard), self._end)
         self._leave(conversation, utterance, silence=reason is Reason.CANCELLED)
         utterance.hand(utterance.done(reason))
 
@@ -298,6 +312,9 @@ class Rounds:
 
     def _after(self, conversation: Conversation) -> None:
         """What waited for the end of an utterance."""
+        cuts, conversation.waiting_cuts = conversation.waiting_cuts, {}
+        for utterance, frames in cuts.items():
+            conversation.keep_heard(utterance, frames, self._end)
         voices, conversation.waiting_voice = conversation.waiting_voice, []
         turns, conversation.waiting_turns = conversation.waiting_turns, []
         for voice in voices:

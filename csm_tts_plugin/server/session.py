@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -68,6 +69,8 @@ class Session:
         self._sampling = Sampling()
         self._relays: dict[str, Relay] = {}
         """In the order in which they are spoken."""
+        self._spoken: OrderedDict[str, str] = OrderedDict()
+        """The engine's names of the last utterances by the client's."""
         self._deadline: asyncio.TimerHandle | None = None
         """Of the one whose turn it is."""
         self._continues = False
@@ -180,7 +183,7 @@ class Session:
             case Say():
                 self._say(message)
             case Cancel():
-                self._cancel(message.id)
+                self._cancel(message.id, message.heard)
             case Close():
                 self._ended.set()
 
@@ -253,6 +256,9 @@ class Session:
             more=message.more,
         )
         self._relays[relay.id] = relay
+        self._spoken[relay.id] = relay.engine_id
+        while len(self._spoken) > 2 * self._limits.utterances_per_conversation:
+            self._spoken.popitem(last=False)
         self._continues = message.more
 
     def _next_turn(self) -> None:
@@ -281,7 +287,7 @@ class Session:
         self._tell(late, relay.id)
         self.ended(relay)
 
-    def _cancel(self, id: str) -> None:
+    def _cancel(self, id: str, heard: int | None) -> None:
         self._continues = False  # a client that cancels has stopped its reply
         self._outbox.drop_sound(id)  # also of one that the engine has made, but not yet sent
         relay = self._relays.get(id)
@@ -289,6 +295,8 @@ class Session:
             relay.silence()
             self._state.engine.cancel(relay.engine_id)
             self._state.metrics.cancels.inc()
+        if heard is not None and (known := self._spoken.get(id)) and self._conversation:
+            self._state.engine.keep_heard(self._conversation, known, heard)
 
     def _tell(self, error: CsmError, id: str | None = None, about: str | None = None) -> None:
         self._state.metrics.errors.labels(error.code).inc()

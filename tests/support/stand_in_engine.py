@@ -111,6 +111,8 @@ class StandInEngine:
         """(conversation, text) in the order of `say`."""
         self.forgotten: list[str] = []
         """Keys of voices that it was told to forget."""
+        self.heard_frames: list[tuple[str, int]] = []
+        """(utterance, frames) that it was told of."""
         self.cancelled: list[str] = []
         """Texts whose speech was ended before its end."""
         self._ids = itertools.count(1)
@@ -190,6 +192,9 @@ class StandInEngine:
                 if one.id == utterance:
                     one.cancelled = True
             self._changed.notify_all()
+
+    def keep_heard(self, conversation: str, utterance: str, frames: int) -> None:
+        self.heard_frames.append((utterance, frames))
 
     def close(self, conversation: str) -> None:
         with self._changed:

@@ -72,7 +72,7 @@ client_messages = st.one_of(
         more=st.booleans(),
         max_seconds=st.none() | st.floats(0.1, 600),
     ),
-    st.builds(Cancel, id=ids),
+    st.builds(Cancel, id=ids, heard=st.none() | st.integers(0, 10_000)),
     st.just(Close()),
 )
 seconds = st.floats(0, 1e6)
