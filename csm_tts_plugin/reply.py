@@ -67,6 +67,8 @@ class _Said:
     sentence: Sentence = field(repr=False)
     utterance: Utterance | None
     resumes: int = 0
+    again: bool = False
+    """To be said anew: its engine was left."""
     refusals: int = 0
     refused_at: float = 0.0
     """When an engine was too full for it the first time."""
@@ -78,8 +80,9 @@ class _Said:
 
     @property
     def lost(self) -> bool:
-        """Whether its engine went away before its end."""
-        return self.utterance is not None and isinstance(self.utterance.error, UnavailableError)
+        """Whether its engine went away, or was left, before its end."""
+        error = self.utterance and self.utterance.error
+        return self.again or isinstance(error, UnavailableError)
 
 
 class Sink(Protocol):
@@ -167,7 +170,6 @@ class Reply:
             async with aclosing(sentences):
                 async for sentence in sentences:
                     async with self._saying:
-                        await self._say_lost_again()
                         said = _Said(sentence, await self._say_somewhere(sentence))
                         self._unheard.append(said)
                     if said.utterance is not None and len(self._utterances) == 1:
@@ -178,28 +180,31 @@ class Reply:
         else:
             await self._said.put(None)
 
-    async def _say_lost_again(self) -> None:
-        """In their order, so that the next conversation speaks them in it."""
-        for said in list(self._unheard):
-            if said.lost and self._samples and said.resumes < _RESUMES:
-                said.resumes += 1
-                await self._say_again(said)
-
-    async def _say_again(self, said: _Said) -> None:
-        said.utterance = await self._say_somewhere(said.sentence)
-        telemetry.resumes.inc()
-
-    async def _say_somewhere(self, sentence: Sentence) -> Utterance | None:
-        """In the middle of a reply, wait for an engine; before, whoever asked decides to."""
+    async def _say_somewhere(self, sentence: Sentence | None = None) -> Utterance | None:
+        """What was lost, and `sentence` after it. In the middle of a reply, wait for an engine;
+        before, whoever asked decides to.
+        """
         deadline = asyncio.get_running_loop().time() + _RESUME_S
         while True:
             try:
-                return await self._say(sentence)
+                await self._say_lost_again()
+                return None if sentence is None else await self._say(sentence)
             except (UnavailableError, EngineTimeoutError, BusyError) as error:
                 if not self._samples or asyncio.get_running_loop().time() > deadline:
                     raise
                 wait = (error.retry_after or 0.0) if isinstance(error, BusyError) else 0.0
             await asyncio.sleep(max(wait, _RESUME_POLL_S))
+
+    async def _say_lost_again(self) -> None:
+        """In their order, so that the next conversation speaks them in it."""
+        for said in list(self._unheard):
+            if not said.lost or not (self._samples or said.again) or said.resumes >= _RESUMES:
+                continue
+            said.utterance = await self._say(said.sentence)
+            # Counted for the one being heard: those behind it are lost with it, time and again.
+            said.resumes += said is self._unheard[0] and not said.again
+            said.again = False
+            telemetry.resumes.inc()
 
     async def _say(self, sentence: Sentence) -> Utterance | None:
         """None where there is nothing to speak."""
@@ -245,7 +250,7 @@ class Reply:
         if self._samples:
             logger.warning("the engine was lost in the middle of a reply; trying to go on")
             async with self._saying:
-                await self._say_lost_again()
+                await self._say_somewhere()
 
     async def _ask_again(self, said: _Said, refusal: BusyError) -> None:
         """Leaves the utterance of `said` as it is where the time is up.
@@ -261,12 +266,12 @@ class Reply:
                 return
             await asyncio.sleep(min(refusal.retry_after or _BUSY_REST_S, left))
         async with self._saying:
-            if engines == 1:
-                return await self._say_again(said)
-            self._call.leave(refusal.retry_after or _BUSY_REST_S)
-            for one in list(self._unheard):
-                if not one.made:  # those after it were said to the engine that is left
-                    await self._say_again(one)
+            said.again = True
+            if engines > 1:
+                self._call.leave(refusal.retry_after or _BUSY_REST_S)
+                for one in self._unheard:  # those after it were said to the engine that is left
+                    one.again = one.utterance is not None and not one.made
+            await self._say_somewhere()
 
     def _push(self, samples: Samples) -> None:
         if len(samples):

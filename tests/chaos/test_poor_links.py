@@ -34,7 +34,7 @@ def pcm(chunks):
 
 async def whole(url, text):
     """The speech over a good link."""
-    async with EngineClient(url) as client:
+    async with EngineClient(url, timeout=60.0, connect_timeout=60.0) as client:
         return pcm(await listen(await (await client.conversation()).say(text)))
 
 
