@@ -152,14 +152,21 @@ def test_missing_silent_and_lying_files_are_refused(capsys):
         assert cause in refused(capsys, "add", "ada", name, *CONSENT)
 
 
-@pytest.mark.parametrize("kind", ["8-bit", "96 kHz", "stereo"])
-def test_odd_but_honest_files_are_taken(kind, folder):
-    samples = heard(LONG, 96_000 if kind == "96 kHz" else RATE).samples
-    rate = 96_000 if kind == "96 kHz" else RATE
-    sound = np.stack([samples, samples], axis=1) if kind == "stereo" else samples
-    soundfile.write("r.wav", sound, rate, subtype="PCM_U8" if kind == "8-bit" else "PCM_16")
-    words = ["--transcript", words_of(LONG), *CONSENT, "--force"]
-    assert voices("add", "ada", "r.wav", *words) == 0
+@pytest.mark.parametrize(
+    ("rate", "channels", "form"),
+    [
+        (RATE, 1, {"subtype": "PCM_U8"}),
+        (96_000, 1, {"subtype": "PCM_24"}),
+        (RATE, 2, {"subtype": "PCM_16"}),
+        (RATE, 1, {"format": "FLAC"}),
+    ],
+    ids=["8-bit", "96 kHz", "stereo", "FLAC that is named .wav"],
+)
+def test_odd_but_honest_files_are_taken(rate, channels, form, folder):
+    sound = np.stack([heard(LONG, rate).samples] * channels, axis=1)
+    soundfile.write("r.wav", sound, rate, **form)
+    # 8 bits leave a noise of their own, 24 dB below this speech: heard, and good enough.
+    assert voices("add", "ada", "r.wav", "--transcript", words_of(LONG), *CONSENT) == 0
     assert 6.0 < VoiceStore(folder).load("ada").seconds < 8.0
 
 
@@ -215,6 +222,14 @@ def test_the_transcript_is_held_against_what_is_heard(said, code, monkeypatch, c
     monkeypatch.setattr(voice_check, "_hear", lambda samples, language: said)
     assert voices("check", path_of(LONG)) == code
     assert "agree with what Whisper hears" in capsys.readouterr().out
+
+
+def test_words_in_another_language_than_the_recordings_do_not_match(capsys):
+    pytest.importorskip("faster_whisper", reason="Whisper hears the words: run `make setup`")
+    words = ("--transcript", words_of("allison_busy"))
+    assert voices("check", path_of("june_nogo"), *words) == 1
+    assert "BAD  transcript: " in capsys.readouterr().out
+    assert voices("check", path_of("june_nogo"), "--language", "fr") == 0
 
 
 def test_without_offline_models_the_transcript_is_not_compared(monkeypatch, capsys):
