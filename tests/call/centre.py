@@ -178,8 +178,8 @@ def refusals(server: LiveKitServer) -> int:
 
 @asynccontextmanager
 async def greeted(server: LiveKitServer):
-    """A caller who hears a greeting, and calls again where no worker takes the call: workers tell
-    LiveKit every 2.5 s that there is room again.
+    """A caller who hears a greeting begin, and calls again where no worker takes the call: workers
+    tell LiveKit every 2.5 s that there is room again.
     """
     for _ in range(20):
         before = refusals(server)
@@ -193,8 +193,8 @@ async def greeted(server: LiveKitServer):
 
 
 @contextmanager
-def answering(text: str):
-    """An OpenAI-compatible LLM that always says the same; its address."""
+def parrot():
+    """An OpenAI-compatible LLM that says what was said to it; its address."""
     chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "parrot"}
 
     def event(delta: dict, reason: str | None = None) -> bytes:
@@ -203,7 +203,9 @@ def answering(text: str):
 
     class Parrot(BaseHTTPRequestHandler):
         def do_POST(self):
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            said = asked["messages"][-1]["content"]
+            text = said if isinstance(said, str) else said[0]["text"]
             words = [event({"role": "assistant", "content": f"{word} "}) for word in text.split()]
             body = b"".join([*words, event({}, "stop"), b"data: [DONE]\n\n"])
             self.send_response(200)
