@@ -68,7 +68,7 @@ class Tab:
             raise PageError(json.dumps(answer["exceptionDetails"])[:2000])
         return answer["result"].get("value")
 
-    async def until(self, condition: str, limit_s: float = 60.0) -> Any:
+    async def until(self, condition: str, limit_s: float = 120.0) -> Any:
         """Waits until an expression is true, and returns it. Raises PageError after `limit_s`."""
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
@@ -82,7 +82,7 @@ class Tab:
         shown = await self.evaluate("document.body.innerText")
         raise PageError(f"not within {limit_s:.0f} s: {condition}\nThe page:\n{shown}")
 
-    async def until_here(self, condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+    async def until_here(self, condition: Callable[[], bool], limit_s: float = 120.0) -> None:
         """Waits for something on our side of the socket. Raises PageError after `limit_s`."""
         end = time.monotonic() + limit_s
         while not condition():

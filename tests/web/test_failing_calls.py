@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytestmark = [pytest.mark.call, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.call, pytest.mark.timeout(600)]
 
 AT_START = {
     "refused microphone": ("not allowed", "address bar"),

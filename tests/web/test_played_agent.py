@@ -6,7 +6,7 @@ import pytest
 
 from tests.web.played_agent import MARKUP
 
-pytestmark = [pytest.mark.call, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.call, pytest.mark.timeout(600)]
 
 
 def test_parts_that_follow_one_another_leave_the_rest_to_the_network(followed):
