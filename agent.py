@@ -54,7 +54,7 @@ from csm_tts_plugin.agent_support import (
 )
 from csm_tts_plugin.caller_voice import CALLER, CallerVoice, spoken_words
 from csm_tts_plugin.config import AgentConfig, TelemetryConfig
-from csm_tts_plugin.consent import ATTRIBUTE, QUESTION
+from csm_tts_plugin.consent import ATTRIBUTE, PHONE_QUESTION
 from csm_tts_plugin.errors import AuthError, CsmError, UnavailableError
 from csm_tts_plugin.offline.providers import make_llm, make_stt
 from csm_tts_plugin.telephone import Telephone
@@ -85,7 +85,7 @@ class CallAgent(Agent):
         self._history = OFFLINE_HISTORY if config.llm == "offline" else HISTORY
         self._calls_tools = config.llm != "offline"
         stored = None if config.voice_source == CALLER else config.voice_source
-        self._caller = CallerVoice(speech, self._show_voice, stored=stored)
+        self._caller = CallerVoice(speech, self._show, stored=stored)
         self._spoken_in = self._caller.name
         self._turn = 0
         self._heard: llm.MetricsReport | None = None
@@ -124,8 +124,15 @@ class CallAgent(Agent):
         """What speaks here, for all in the room to see, once we are in it."""
 
         async def tell() -> None:
-            facts = {"csm.voice": self._caller.name, **await asyncio.to_thread(engine_facts)}
+            facts = await asyncio.to_thread(engine_facts)
             await self._room.local_participant.set_attributes(facts)
+
+        self._show(self._caller.name)
+        self._later(tell())
+
+    def _show(self, voice: str) -> None:
+        async def tell() -> None:
+            await self._room.local_participant.set_attributes({"csm.voice": voice})
 
         self._later(tell())
 
@@ -148,8 +155,7 @@ class CallAgent(Agent):
         self, chat_ctx: llm.ChatContext, tools: list[llm.Tool], model_settings: ModelSettings
     ) -> AsyncIterator[Any]:
         recent = chat_ctx.copy().truncate(max_items=self._history)
-        known = tools if self._calls_tools else []
-        reply, called = "", False
+        known, reply, called = tools if self._calls_tools else [], "", False
         try:
             async for chunk in Agent.default.llm_node(self, recent, known, model_settings):
                 delta = chunk.delta if isinstance(chunk, llm.ChatChunk) else None
@@ -160,8 +166,8 @@ class CallAgent(Agent):
             logger.warning("the LLM failed (%s); saying so", type(error).__name__)
             yield NO_IDEA
             return
-        if reply.strip() and not called and self._caller.wants_asking:
-            yield f" {QUESTION}" if reply.rstrip()[-1] in ".!?" else f". {QUESTION}"
+        if not called and (question := self._caller.question_after(reply)):
+            yield question
 
     @function_tool
     async def use_my_voice(self) -> str:
@@ -180,14 +186,13 @@ class CallAgent(Agent):
     async def tts_node(
         self, text: AsyncIterable[str], model_settings: ModelSettings
     ) -> AsyncIterator[rtc.AudioFrame]:
-        consent = self._caller.consent
-        consent.unheard()  # of an earlier reply that was broken off before its first word
+        self._caller.consent.unheard()  # of a reply that was broken off before it
 
         async def told() -> AsyncIterator[str]:
             said = ""
             async for piece in text:
                 said += piece
-                consent.saying(said)
+                self._caller.consent.saying(said)
                 yield piece
 
         async for frame in Agent.default.tts_node(self, told(), model_settings):
@@ -207,6 +212,8 @@ class CallAgent(Agent):
     def _look_at_caller(self) -> None:
         if (person := self._person()) is not None:
             self._caller.identity = person.identity
+            if person.kind == SIP:
+                self._caller.consent.question = PHONE_QUESTION
             self._caller.consent.attribute(person.attributes.get(ATTRIBUTE))
             self._caller.follow()
 
@@ -215,12 +222,6 @@ class CallAgent(Agent):
         if person and event.participant and event.participant.identity == person.identity:
             self._caller.consent.key(event.digit)
             self._caller.follow()
-
-    def _show_voice(self, voice: str) -> None:
-        async def tell() -> None:
-            await self._room.local_participant.set_attributes({"csm.voice": voice})
-
-        self._later(tell())
 
     def _on_user_state(self, event: UserStateChangedEvent) -> None:
         if event.new_state == "speaking":

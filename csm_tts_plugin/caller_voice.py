@@ -69,10 +69,13 @@ class CallerVoice:
         self._held: deque[HeardTurn] = deque()
         self._finder: VoiceFinder | None = None
 
-    @property
-    def wants_asking(self) -> bool:
-        """Whether the next reply is to end with the question; who only writes is not asked."""
-        return self._clones and self._spoke and self.consent.wants_asking
+    def question_after(self, reply: str) -> str:
+        """How the reply goes on to ask for consent; empty where it does not. Who only writes is not
+        asked.
+        """
+        if not (reply.strip() and self._clones and self._spoke and self.consent.wants_asking):
+            return ""
+        return f"{'' if reply.rstrip()[-1] in '.!?' else '.'} {self.consent.question}"
 
     def heard(self, text: str, words: Sequence[SpokenWord] = ()) -> None:
         """What the caller has just said; `words`: with seconds of the call, if they are known."""
@@ -208,9 +211,9 @@ class VoiceFinder:
         return self._voice(choice)
 
     def _voice(self, choice: Choice) -> Voice | None:
-        path, date = self.grant.path, self.grant.date
+        path, date, statement = self.grant.path, self.grant.date, self.grant.statement
         try:
-            consent = Consent(speaker=self.identity, statement=path.statement, date=date)
+            consent = Consent(speaker=self.identity, statement=statement, date=date)
             voice = Voice.from_audio(
                 choice.samples, choice.rate, transcript=choice.text, consent=consent, speaker=CALLER
             )

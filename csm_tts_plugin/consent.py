@@ -31,6 +31,7 @@ QUESTION = (
     "By the way, I can go on in your own voice, made from what you say in this call."
     " Is that all right with you?"
 )
+PHONE_QUESTION = f"{QUESTION} You can also press one for yes."
 _ASKED_BY = "your own voice"
 """Whoever heard this much of the question knows what is asked."""
 
@@ -54,9 +55,8 @@ class Path(StrEnum):
     KEY = "key"
     WISH = "wish"
 
-    @property
-    def statement(self) -> str:
-        asked = f'in answer to the question: "{QUESTION}"'
+    def statement(self, question: str) -> str:
+        asked = f'in answer to the question: "{question}"'
         return {
             Path.ATTRIBUTE: f"Granted by the participant attribute {ATTRIBUTE}={GRANTED}.",
             Path.SPOKEN: f"Granted aloud in the call, {asked}",
@@ -69,6 +69,8 @@ class Path(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Grant:
     path: Path
+    statement: str
+    """What was agreed to and how, in words."""
     date: str
     """ISO 8601, with the time."""
 
@@ -81,6 +83,8 @@ def _now() -> str:
 class VoiceConsent:
     """Of one caller in one call. Every method may be called in any state."""
 
+    question: str = QUESTION
+    """As it is put to this caller; settled before it is asked."""
     clock: Callable[[], str] = _now
     state: State = field(default=State.UNASKED, init=False)
     grant: Grant | None = field(default=None, init=False)
@@ -108,7 +112,7 @@ class VoiceConsent:
 
     def saying(self, reply: str) -> None:
         """A reply begins, or goes on, with these words so far."""
-        if self.state is State.UNASKED and QUESTION in reply:
+        if self.state is State.UNASKED and self.question in reply:
             self._move(State.ASKING)
 
     def said(self, heard: str) -> None:
@@ -182,7 +186,7 @@ class VoiceConsent:
 
     def _grant(self, path: Path) -> None:
         if not self.granted:
-            self.grant = Grant(path, self.clock())
+            self.grant = Grant(path, path.statement(self.question), self.clock())
             self._move(State.GRANTED, path)
 
     def _decline(self, how: str) -> None:

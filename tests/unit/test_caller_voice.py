@@ -229,8 +229,8 @@ def test_words_count_only_when_all_have_times():
 
 def test_a_stored_voice_stays_and_a_consenting_caller_is_context_only():
     call = Call(stored="anna")
-    assert not call.voice.wants_asking
     call.read(0)
+    assert not call.voice.question_after("I see.")
     call.voice.consent.attribute("granted")
     turn = call.read(2)
     assert [text for _, text, _ in call.speech.turns] == [turn.text]
@@ -258,13 +258,15 @@ def test_a_turn_that_the_tts_refuses_or_a_voice_that_the_engine_refuses_disturbs
 
 def test_who_has_not_spoken_is_not_asked_and_who_writes_can_stop_only():
     call = Call()
-    assert not call.voice.wants_asking
+    assert not call.voice.question_after("I see.")
     call.voice.wrote("Use my voice.")
     call.read(0)
-    assert call.voice.wants_asking
+    assert call.voice.question_after("I see.") == f" {QUESTION}"
+    assert call.voice.question_after("I see, and") == f". {QUESTION}"
+    assert not call.voice.question_after(" ")
     call.voice.consent.attribute("granted")
     call.voice.follow()
-    assert not call.voice.wants_asking
+    assert not call.voice.question_after("I see.")
     assert call.names == [CALLER]
     call.voice.wrote("Stop using my voice.")
     assert call.names == [CALLER, "stock"]

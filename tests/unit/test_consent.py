@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csm_tts_plugin.consent import QUESTION, Path, State, VoiceConsent
+from csm_tts_plugin.consent import PHONE_QUESTION, QUESTION, Path, State, VoiceConsent
 
 REPLY = f"That is a nice story. {QUESTION}"
 
@@ -59,13 +59,23 @@ def test_every_path_grants_and_is_on_record(answer, path):
     assert consent.grant.date == "2026-01-01T00:00:00+00:00"
     path = Path.UNDERSTOOD if path == "under" else path
     assert consent.grant.path is path
-    assert (QUESTION in path.statement) is (path not in (Path.ATTRIBUTE, Path.WISH))
+    assert (QUESTION in consent.grant.statement) is (path not in (Path.ATTRIBUTE, Path.WISH))
 
 
 def test_statements_differ_by_path_and_are_short_enough_for_a_record():
-    statements = {path.statement for path in Path}
+    statements = {path.statement(PHONE_QUESTION) for path in Path}
     assert len(statements) == len(Path)
     assert all(0 < len(statement) < 500 for statement in statements)
+
+
+def test_a_telephone_is_told_of_the_key_and_the_record_has_its_question():
+    consent = VoiceConsent(question=PHONE_QUESTION)
+    consent.saying(REPLY)
+    assert consent.wants_asking
+    consent.saying(f"Fine. {PHONE_QUESTION}")
+    consent.said(f"Fine. {PHONE_QUESTION}")
+    consent.key("1")
+    assert PHONE_QUESTION in consent.grant.statement
 
 
 @pytest.mark.parametrize(

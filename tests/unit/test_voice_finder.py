@@ -16,7 +16,7 @@ from csm_tts_plugin.ear import CallerEar
 from csm_tts_plugin.voices.measure import measure
 from tests.support.recordings import RATE, READER, heard, noise
 
-GRANT = Grant(Path.SPOKEN, "2026-01-01T00:00:00+00:00")
+GRANT = Grant(Path.SPOKEN, "They said yes.", "2026-01-01T00:00:00+00:00")
 
 
 def overheard(name: str, rate: int, floor: float = 0.0005) -> tuple[str, np.ndarray, int]:
@@ -40,7 +40,7 @@ def test_what_the_ear_cuts_makes_a_voice_with_a_consent_record(rate):
     assert voice is not None
     assert (voice.speaker, voice.transcript) == (CALLER, heard(READER[0]).text)
     assert (voice.consent.speaker, len(voice.sha256)) == ("ada", 64)
-    assert (voice.consent.statement, voice.consent.date) == (Path.SPOKEN.statement, GRANT.date)
+    assert (voice.consent.statement, voice.consent.date) == (GRANT.statement, GRANT.date)
     assert 6.0 < voice.seconds < 8.0
     figures, _ = measure(voice.audio, SAMPLE_RATE)
     assert abs(figures.level_db + 20) < 1.5
