@@ -48,7 +48,7 @@ def engine_of(checkpoint, **places):
 
 async def caller(url, rng, goal, counts):
     """A greedy sentence a conversation, most of them cancelled, until there were enough."""
-    async with EngineClient(url, timeout=120.0) as client:
+    async with EngineClient(url, timeout=120.0, connect_timeout=60.0) as client:
         while counts["cancelled"] < goal or not counts["survived"]:
             conversation = await client.conversation(temperature=0.0, top_k=1)
             leave = rng.randrange(6) if rng.random() < 0.85 else None
@@ -104,7 +104,7 @@ async def test_a_step_that_raises_is_a_typed_error_for_everybody(steps):
         async with serving(engine) as server:
             await asyncio.to_thread(engine.wait_ready, 120.0)
             raised = raise_at(engine, step)
-            async with EngineClient(server.url, timeout=120.0) as client:
+            async with EngineClient(server.url, timeout=120.0, connect_timeout=60.0) as client:
                 conversations = [await client.conversation() for _ in range(9)]
                 said = [await one.say("Some words. " * 12) for one in conversations[:8]]
                 moments = await asyncio.gather(*map(failed_at, said))

@@ -46,7 +46,9 @@ class Soak:
     async def caller(self, number: int) -> None:
         rng = random.Random(self.seed + number)
         while time.monotonic() < self.until:
-            async with EngineClient(self.url, key=self.key, timeout=120.0) as client:
+            async with EngineClient(
+                self.url, key=self.key, timeout=120.0, connect_timeout=60.0
+            ) as client:
                 with contextlib.suppress(BusyError):
                     await self.call(client, rng)
 
@@ -129,7 +131,7 @@ async def test_64_callers_leave_nothing_behind():
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 async def test_64_callers_for_ten_minutes():
     seconds = float(os.environ.get("SOAK_SECONDS", "600"))
     config = EngineConfig(model="tiny", device="cpu", slots=16, queue=48, threads=1)
@@ -137,7 +139,7 @@ async def test_64_callers_for_ten_minutes():
     with EngineProcess(config, ServerConfig(port=0), start_timeout=300.0) as engine:
         url = await engine.ready(300.0)
         pid = engine.pid
-        async with EngineClient(url, key=engine.key, timeout=60.0) as client:
+        async with EngineClient(url, key=engine.key, timeout=60.0, connect_timeout=60.0) as client:
             await (await client.conversation()).aclose()
             await client.status()
             open_before = descriptors_of(pid)

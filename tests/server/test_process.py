@@ -191,7 +191,7 @@ async def test_a_supervised_engine_speaks_with_a_key_of_its_own():
 async def test_a_killed_engine_is_back_at_the_same_address_with_the_same_key():
     with engine() as one:
         url = await one.ready(GRACE)
-        for _ in range(2):
+        for falls in (1, 2):
             pid = one.pid
             async with EngineClient(url, key=one.key) as client:
                 conversation = await client.conversation()
@@ -203,6 +203,8 @@ async def test_a_killed_engine_is_back_at_the_same_address_with_the_same_key():
             async with EngineClient(url, key=one.key) as client:
                 conversation = await client.conversation()
                 assert speaks(await listen(await conversation.say(LINE)), LINE)
+                async with client._http().get(f"{url}/metrics", headers=client._headers) as told:
+                    assert f"csm_engine_restarts_total {falls}.0" in await told.text()
 
 
 @pytest.mark.parametrize(
