@@ -12,13 +12,17 @@ import os
 import urllib.request
 from collections.abc import Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from .caller_voice import CALLER
 from .config import AgentConfig, EngineConfig, ServerConfig
-from .errors import ConfigError
+from .errors import ConfigError, CsmError
 from .load import fullness, rows_for
 from .offline.process import OFFLINE_LLM_URL, OFFLINE_STT_URL, OfflineProcess
+from .protocol import STOCK_VOICE, VOICE_ID
 from .server.supervisor import EngineProcess
+from .voices.store import VoiceStore
 
 logger = logging.getLogger("csm_tts_plugin.agent")
 
@@ -39,11 +43,13 @@ class Services:
         """Returns when calls can be taken. Raises what keeps them from it, a CsmError."""
         config = AgentConfig.from_env(self._env)
         check_names(config, self._env)
+        folder = ServerConfig.from_env(self._env).voices_dir
+        await asyncio.to_thread(check_voice, config, folder)
         stt, llm = config.stt == "offline", config.llm == "offline"
         if stt or llm:
             self._offline = OfflineProcess(stt=stt, llm=llm)
         if not config.engine_urls:
-            server = ServerConfig(port=0, voices_dir=ServerConfig.from_env(self._env).voices_dir)
+            server = ServerConfig(port=0, voices_dir=folder)
             self._engine = EngineProcess(EngineConfig.from_env(self._env), server)
             self._engine.start()
         try:
@@ -85,6 +91,27 @@ def check_names(config: AgentConfig, env: Mapping[str, str]) -> None:
                 f"{variable}={name} is unknown; take offline, a LiveKit Inference name such as"
                 " openai/gpt-4.1-mini, or openai:<model> with OPENAI_BASE_URL."
             )
+
+
+def check_voice(config: AgentConfig, folder: Path | None) -> None:
+    """Raises ConfigError for a VOICE_SOURCE that no call could be answered in. Reads the disk.
+
+    What an engine of somebody else's start keeps is known to that engine alone.
+    """
+    wanted = config.voice_source
+    if not VOICE_ID.fullmatch(wanted):
+        raise ConfigError(
+            "VOICE_SOURCE must be caller, stock, or the id of a stored voice out of a-z, 0-9, _ and"
+            " -, at most 64; `python -m csm_tts_plugin voices list` shows them."
+        )
+    if wanted in (CALLER, STOCK_VOICE) or config.engine_urls:
+        return
+    if folder is None:
+        raise ConfigError(f"VOICE_SOURCE={wanted} is a stored voice; say where by CSM_VOICES_DIR.")
+    try:
+        VoiceStore(folder).load(wanted)
+    except CsmError as error:
+        raise ConfigError(f"VOICE_SOURCE={wanted} cannot be used: {error.message}") from None
 
 
 def check_keys(config: AgentConfig) -> tuple[str, str, str]:
