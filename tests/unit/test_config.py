@@ -147,5 +147,6 @@ def test_the_environment_is_read_in_one_place_only():
     assert readers <= {"config.py", *PASSES_IT_ON}
 
 
-PASSES_IT_ON = {"server/supervisor.py", "agent_support.py"}
-"""They hand the environment to a child process, or set what LiveKit reads from it."""
+PASSES_IT_ON = {"server/supervisor.py", "agent_support.py", "offline/providers.py"}
+"""They hand the environment to a child process, read what a parent left there for its own child, or
+set what LiveKit reads from it."""
