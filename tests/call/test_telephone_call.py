@@ -41,7 +41,10 @@ class Office:
     server: object
     log_file: Path
     events: Events
+    engine: EngineProcess
     engine_url: str
+    figures: Path
+    """Where the jobs keep what Prometheus is told."""
 
     @property
     def log(self) -> str:
@@ -52,6 +55,15 @@ class Office:
         with urllib.request.urlopen(f"{self.engine_url}/readyz", timeout=30) as answer:
             figures = json.load(answer)
         return [figures[name] for name in ("speaking", "queued", "conversations")]
+
+    def metrics(self) -> str:
+        """Of the engine, and of the worker's calls as they lie on the disk."""
+        key = {"Authorization": f"Bearer {self.engine.key}"}
+        asked = urllib.request.Request(f"{self.engine_url}/metrics", headers=key)
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            engine = answer.read()
+        jobs = [file.read_bytes() for file in self.figures.iterdir()]
+        return b"".join([engine, *jobs]).decode(errors="replace")
 
     def dial(self, status: str) -> Phone:
         """Each call in a room named as LiveKit's individual dispatch rule names it."""
@@ -108,12 +120,14 @@ def office(livekit_server, tmp_path_factory):
                 "VOICE_SOURCE": "caller",
                 "LIVEKIT_LOG_LEVEL": "DEBUG",  # all that LiveKit ever says
             }
+            (figures := folder / "figures").mkdir()
+            keys["PROMETHEUS_MULTIPROC_DIR"] = str(figures)
             worker = Worker(keys, folder / "agent.log", Progress())
             with worker.child:
                 worker.wait_ready()
-                yield Office(
-                    livekit_server, folder / "agent.log", Events(folder / "events.jsonl"), url
-                )
+                events = Events(folder / "events.jsonl")
+                log = folder / "agent.log"
+                yield Office(livekit_server, log, events, engine, url, figures)
 
 
 def speech(name: str) -> tuple[np.ndarray, int]:
@@ -181,7 +195,10 @@ def test_speech_from_a_telephone_is_marked_as_narrow(office):
 def test_nobody_is_named_in_any_log_or_figure(office):
     assert "RoomIO linked to participant" in office.log, "LiveKit's own lines are among them"
     assert "received job request" in office.log
-    assert not [canary for canary in CANARIES if canary in office.log]
+    metrics = office.metrics()
+    assert "csm_utterances" in metrics
+    assert "csm_turns" in metrics
+    assert not [canary for canary in CANARIES if canary in office.log + metrics]
 
 
 async def in_the_greeting(phone: Phone) -> None:
