@@ -27,6 +27,7 @@ from tests.call.centre import (
     refusals,
     until,
 )
+from tests.chaos.figures import record
 from tests.support.collector import Collector, attributes, collecting
 
 pytestmark = [pytest.mark.call, pytest.mark.timeout(900)]
@@ -160,6 +161,7 @@ async def test_where_all_is_full_nobody_is_given_a_call(centre):
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.soak)])
 async def test_a_reply_goes_on_when_its_engine_is_killed(centre, kills):
     first, second = centre.engines
+    rests: list[float] = []
     async with first.filled():  # so that the call is at the second one, and nobody refuses it here
         await until(lambda: centre.one.load >= 0.7, "the first is full")
         for _ in range(kills):
@@ -170,13 +172,15 @@ async def test_a_reply_goes_on_when_its_engine_is_killed(centre, kills):
                 await caller.write(REPLY)
                 await until(lambda: caller.heard_s > heard + 1.0, "it replies")  # noqa: B023
                 os.kill(second.pid, signal.SIGKILL)
-                heard = caller.heard_s
+                heard, caller.longest_rest_s = caller.heard_s, 0.0
                 await until(lambda: len(caller.texts) > before, "the reply ends")  # noqa: B023
                 assert caller.texts[before] == REPLY
                 assert first.spoken > spoken
                 assert caller.heard_s > heard + 2.5, "more than had been made ahead"
+                rests.append(round(caller.longest_rest_s, 2))
             await second.ready(LIMIT_S)
             await until(lambda: second.pid and not second.conversations, "it is back")
+    record("engine_killed_in_a_call", kills=kills, longest_silences_s=rests)
     await centre.settled()
 
 
