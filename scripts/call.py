@@ -94,7 +94,7 @@ def run_caller(
         until = time.monotonic() + CALL_LIMIT_S
         while (code := caller.wait(0.5)) is None:
             if worker.child.code is not None:
-                raise CallError(f"The agent ended in the call: {worker.child.last_line()}")
+                raise CallError(f"The agent ended in the call: {worker.last_word()}")
             if time.monotonic() > until:
                 raise CallError(f"The call did not end within {CALL_LIMIT_S:.0f} s.")
         if code != 0 and not any(event["event"] == "failed" for event in events):

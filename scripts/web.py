@@ -82,8 +82,9 @@ async def run(env: Mapping[str, str], out: Path, progress: Progress) -> None:
 async def _watch(worker: Worker, server: LiveKitServer | None) -> None:
     while True:
         await asyncio.sleep(0.5)
-        if worker.child.code is not None:
-            raise WorkerError(f"The agent ended: {worker.child.last_line()}")
+        if (code := worker.child.code) is not None:
+            word = worker.last_word()
+            raise WorkerError(f"The agent ended with code {code}; its log ends with: {word}")
         if server is not None and server.last_word is not None:
             raise ServerError(f"the LiveKit server ended: {server.last_word}")
 

@@ -56,11 +56,16 @@ class Worker:
         until = time.monotonic() + WORKER_LIMIT_S
         while not self._registered.wait(0.2):
             if self.child.code is not None:
-                raise WorkerError(self.child.last_line())
+                raise WorkerError(self.last_word())
             if time.monotonic() > until:
                 raise WorkerError(
                     f"The agent was not ready within {WORKER_LIMIT_S:.0f} s; see its log."
                 )
+
+    def last_word(self) -> str:
+        """What it said last, mostly why it ended."""
+        line = self.child.last_line()
+        return _message(line) or line
 
     def _read(self, line: str) -> None:
         if "registered worker" in line:
