@@ -34,6 +34,7 @@ from csm_tts_plugin.server.app import create_app, create_runner
 from csm_tts_plugin.server.supervisor import EngineProcess
 from csm_tts_plugin.server.voices import resolve
 
+PARTS = "first_audio,crowd,stalled_reader"
 TEXT = "It was the best of times, it was the worst of times."
 SETTLE_S = 0.3
 """For a new conversation's voice to be in its place before the clock starts."""
@@ -108,11 +109,13 @@ async def first_audio(model: str, threads: int | None, requests: int) -> dict:
     ]
     table("first audio, ms", ["way", "p50", "p95"], rows)
     near, far = (statistics.median(t) for t in times.values())
+    each = [b - a for a, b in zip(*times.values(), strict=True)]
     return {
         "requests": requests,
         "inside_p50_ms": round(near * 1e3, 2),
         "outside_p50_ms": round(far * 1e3, 2),
         "overhead_p50_ms": round((far - near) * 1e3, 2),
+        "overhead_of_pairs_p50_ms": round(statistics.median(each) * 1e3, 2),
     }
 
 
@@ -202,7 +205,9 @@ async def stalled_reader(process: EngineProcess, readers: int, seconds: float, t
 
 
 async def measure(args: argparse.Namespace) -> dict:
-    result = {"first_audio": await first_audio(args.model, args.threads, args.requests)}
+    result = {}
+    if "first_audio" in args.parts:
+        result["first_audio"] = await first_audio(args.model, args.threads, args.requests)
     places = partial(EngineConfig, model=args.model, threads=args.threads)
     for name, config, trial in (
         ("crowd", places(slots=16, queue=48), partial(frames_lost, count=args.clients)),
@@ -212,6 +217,8 @@ async def measure(args: argparse.Namespace) -> dict:
             partial(stalled_reader, readers=args.readers, turns=args.turns),
         ),
     ):
+        if name not in args.parts:
+            continue
         with EngineProcess(config, ServerConfig(port=0), on_progress=lambda line: None) as process:
             await process.ready(600.0)
             result[name] = await trial(process, seconds=args.seconds)
@@ -221,6 +228,7 @@ async def measure(args: argparse.Namespace) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", help="hub id, folder, or tiny")
+    parser.add_argument("--parts", default=PARTS, help=f"some of {PARTS}")
     parser.add_argument("--requests", type=int, default=40, help="for first audio, each way")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--readers", type=int, default=32)
@@ -229,6 +237,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", default=None, help="also write the JSON here")
     args = parser.parse_args()
+    args.parts = args.parts.split(",")
     result = asyncio.run(measure(args))
     finish({"benchmark": "overhead", "model": args.model, **machine("cpu"), **result}, args.out)
 

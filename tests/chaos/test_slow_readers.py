@@ -85,6 +85,15 @@ async def test_who_asks_without_end_and_reads_nothing_is_not_read_from():
             assert (await ws.receive_json(timeout=60))["code"] == "bad_request"
 
 
+async def stalled(server):
+    """A reader that stalls, and its session."""
+    before = set(server.state.sessions)
+    plain = await asyncio.to_thread(deaf, server, 60)
+    await until(lambda: any(one.speaking for one in server.state.sessions - before), 300.0)
+    (session,) = (one for one in server.state.sessions - before if one.speaking)
+    return plain, session
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 async def test_a_reader_stalled_for_ten_minutes_leaves_memory_flat():
@@ -96,17 +105,17 @@ async def test_a_reader_stalled_for_ten_minutes_leaves_memory_flat():
         EngineClient(server.url, timeout=300.0, connect_timeout=300.0) as client,
     ):
         began, moments, memory, drops, spoken = time.monotonic(), [], [], 0, 0
-        plain = await asyncio.to_thread(deaf, server, 60)
+        plain, session = await stalled(server)
         while (now := time.monotonic() - began) < seconds:
             await speak(client)
             spoken += 1
             if now > warm and (not moments or now - moments[-1] > 5.0):
                 moments.append(now)
                 memory.append(resident())
-            if not server.state.sessions:
+            if session not in server.state.sessions:
                 plain.close()
                 drops += 1
-                plain = await asyncio.to_thread(deaf, server, 60)
+                plain, session = await stalled(server)
             await asyncio.sleep(0.2)
         plain.close()
         await server.settle()
