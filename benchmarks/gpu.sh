@@ -25,8 +25,9 @@ stage() { # seconds, name, command...: bounded, and the next stage runs whatever
 }
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv | tee "$stem-device.log"
-stage 90 tests "$python" -m pytest -q -p no:cacheprovider --confcutdir=tests/gpu --rootdir=tests/gpu -c /dev/null tests/gpu
-stage 150 engine "$python" benchmarks/engine.py --size csm-1b --device cuda --streams 1,4,16,64 --frames 25 --out "$stem-engine.json"
-stage 110 first-audio "$python" benchmarks/first_audio.py --size csm-1b --device cuda --rates 1,6,10 --slots 64 --out "$stem-first-audio.json"
-stage 180 capacity "$python" benchmarks/capacity.py --size csm-1b --device cuda --streams 64,256,512 --seconds 8 --rate 100 --out "$stem-capacity.json"
+stage 80 tests "$python" -m pytest -q -p no:cacheprovider --confcutdir=tests/gpu --rootdir=tests/gpu -c /dev/null tests/gpu
+stage 140 engine "$python" benchmarks/engine.py --size csm-1b --device cuda --streams 1,4,16,64 --frames 25 --out "$stem-engine.json"
+stage 105 first-audio "$python" benchmarks/first_audio.py --size csm-1b --device cuda --rates 1,6,10 --slots 64 --out "$stem-first-audio.json"
+stage 165 capacity "$python" benchmarks/capacity.py --size csm-1b --device cuda --streams 64,256,512 --seconds 8 --rate 100 --out "$stem-capacity.json"
+stage 45 eight-bit "$python" benchmarks/eight_bit.py --size csm-1b --device cuda --frames 20 --out "$stem-eight-bit.json"
 exit $failed
