@@ -20,7 +20,7 @@ from livekit.agents import AgentSession, utils
 from agent import GREETING, CallAgent
 from csm_tts_plugin import TTS
 from csm_tts_plugin.config import AgentConfig
-from csm_tts_plugin.consent import QUESTION, State
+from csm_tts_plugin.consent import PHONE_QUESTION, State
 from livekit import api, rtc
 from tests.server.conftest import serving
 from tests.support import mulaw
@@ -229,7 +229,7 @@ async def test_a_key_of_the_telephone_answers_the_question_for_consent(call, eng
         await until(lambda: phone.heard_speech, "the greeting")
         await phone.press(digit)
         await until(lambda: pressed, "a key")
-        await call.session.say(QUESTION)
+        await call.session.say(PHONE_QUESTION)
         consent = call.agent._caller.consent
         assert consent.open, "what was pressed before the question is no answer"
         await phone.press(digit)
