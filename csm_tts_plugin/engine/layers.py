@@ -116,6 +116,13 @@ def apply(x: Tensor, weight: Tensor | EightBit, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
+def add(x: Tensor, y: Tensor, weight: Tensor | EightBit, bias: Tensor | None) -> Tensor:
+    """`x + apply(y, weight, bias)`, in one operation where that is possible"""
+    if y.dim() == 2 and bias is None and isinstance(weight, Tensor):
+        return torch.addmm(x, y, weight)
+    return x + apply(y, weight, bias)
+
+
 def _as_it_is(weight: Tensor) -> Tensor:
     return weight
 
@@ -179,8 +186,8 @@ class PackedLayer:
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the layer: x [..., C], attended [..., heads * D] -> [..., C]"""
-        x = x + apply(attended, self.out, self.out_bias)
+        x = add(x, attended, self.out, self.out_bias)
         y = apply(self.norm2(x), self.gate_up, self.gate_up_bias)
         half = y.shape[-1] // 2
         y = F.silu(y[..., :half]).mul_(y[..., half:])
-        return x + apply(y, self.down, self.down_bias)
+        return add(x, y, self.down, self.down_bias)

@@ -248,27 +248,26 @@ def test_random_arrivals_cancels_and_ends_leave_everybody_the_codes_it_has_alone
             hand.engine.add_turn(
                 conversation, Turn("someone", f"turn {turn}", noise(0.5, number + turn))
             )
-        seconds = float(rng.uniform(0.3, 1.5))
+        seconds, text = float(rng.uniform(0.3, 1.5)), f"I am number {number}."
         heard = say(
             hand.engine,
             conversation,
-            f"I am number {number}.",
+            text,
             max_seconds=seconds,
             live=bool(rng.random() < 0.5),
         )
         leaves = int(rng.integers(1, 12)) if rng.random() < 0.3 else None
-        streams.append((conversation, heard, leaves))
+        streams.append((conversation, text, heard, leaves))
         for _ in range(int(rng.integers(0, 8))):
             hand.round()
             hand.now += float(rng.choice([0.0, 0.05, 0.3]))
-            for _, one, frames in streams:
+            for *_, one, frames in streams:
                 if frames is not None and len(one.audio) >= frames:
                     hand.engine.cancel(one.id)
     hand.run()
-    for conversation, heard, _ in streams:
+    for conversation, text, heard, _ in streams:
         if frames := heard.frames():
-            log = hand.log(conversation)
-            prompt = log[: len(log) - frames - 1]
+            prompt = hand.asked(conversation, text)
             np.testing.assert_array_equal(heard.codes, truth(small.model, prompt, frames))
 
 

@@ -299,6 +299,17 @@ class ByHand:
         parts = [context.voice, *(part for turn in context.turns for part in turn)]
         return np.concatenate(parts)
 
+    def asked(self, conversation: str, text: str) -> Positions:
+        """What the model read before it said `text`, its only words in this conversation; of what
+        it then said less may be in the log, where it was interrupted."""
+        context, records = (
+            self.context(conversation),
+            self.engine._conversations[conversation].records,
+        )
+        turns = zip(context.turns, records, strict=True)
+        others = [part for turn, record in turns if not record.ours for part in turn]
+        return np.concatenate([context.voice, *others, self.engine._writer.turn(0, text)])
+
 
 TEXTS = ("One.", "Two.", "And three.", "Four of them.", "Five")
 
