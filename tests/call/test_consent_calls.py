@@ -36,6 +36,8 @@ STORY = READER[2]
 """5.3 s of a human reader: enough for a reference."""
 OTHER = READER[3]
 """Neither yes nor no."""
+AGREEING = READER[0]
+"""Neither either; the LLM of these calls takes it for a yes."""
 ME = "caller"
 LIMIT_S = 240.0
 """Of every wait: generous, for six calls at once on a busy machine take their time."""
@@ -122,12 +124,12 @@ class Voice(centre.Caller):
 
 @contextmanager
 def script():
-    """An OpenAI-compatible LLM, which calls `use_my_voice` where it must not: at a no."""
+    """An OpenAI-compatible LLM, which calls `use_my_voice` where it may, and also at a no."""
 
     def reply_to(request: dict) -> dict:
         last = request["messages"][-1]
         words = str(last["content"]).lower()
-        wants = last["role"] == "user" and "thank" in words
+        wants = last["role"] == "user" and any(word in words for word in ("thank", "prudently"))
         if not (wants and any(t["function"]["name"] == "use_my_voice" for t in request["tools"])):
             return {"content": "I see."}
         call = {"index": 0, "id": "call_1", "type": "function"}
@@ -237,6 +239,16 @@ async def by_word(calls: Calls) -> None:
         await me.hears_the_agent()
 
 
+async def by_llm(calls: Calls) -> None:
+    async with calls.call("understood") as me:
+        await me.is_asked()
+        await me.say(path_of(AGREEING))
+        await me.hears_itself()
+        await calls.in_use()
+        await me.say(SPEECH / "stop.flac")
+        await me.hears_the_agent()
+
+
 async def by_key(calls: Calls) -> None:
     async with calls.call("key") as me:
         await me.is_asked()
@@ -264,14 +276,15 @@ async def unanswered(calls: Calls) -> None:
 PATHS = {
     "attribute": by_attribute,
     "spoken": by_word,
+    "understood": by_llm,
     "key": by_key,
     "refused": refused,
     "unanswered": unanswered,
 }
-GRANTING = {"attribute", "spoken", "key"}
+GRANTING = {"attribute", "spoken", "understood", "key"}
 WAVES = (
     ("spoken", "key", "refused"),
-    pytest.param(("attribute", "unanswered"), marks=pytest.mark.soak),
+    pytest.param(("attribute", "unanswered", "understood"), marks=pytest.mark.soak),
 )
 """Three calls at once are what two cores carry well."""
 

@@ -214,6 +214,7 @@ def names(metrics: str) -> set[str]:
     return {re.split(r"[{ ]", line)[0] for line in lines}
 
 
+@pytest.mark.soak
 async def test_a_worker_that_is_told_to_end_finishes_its_calls_and_takes_no_more(centre):
     first, _ = centre.engines
     async with AsyncExitStack() as calls:

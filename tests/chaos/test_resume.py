@@ -212,6 +212,7 @@ async def test_an_engine_lost_before_the_first_sound_is_told_at_once():
         await server.settle()
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 async def test_a_reply_of_the_real_engine_goes_on_after_it_was_killed():
     with supervised("tiny") as engine:
