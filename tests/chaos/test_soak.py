@@ -42,6 +42,8 @@ class Soak:
     until: float
     seed: int
     counts: Counter[str] = field(default_factory=Counter)
+    severed: set[object] = field(default_factory=set)
+    """Conversations cut off here; what had arrived by then may still complete an utterance."""
 
     async def caller(self, number: int) -> None:
         rng = random.Random(self.seed + number)
@@ -58,10 +60,11 @@ class Soak:
         for _ in range(rng.randrange(1, 6)):
             if time.monotonic() >= self.until:
                 return
-            utterance = await conversation.say(rng.choice(TEXTS), max_seconds=2.0)
+            text = rng.choice(TEXTS)
             stop = rng.randrange(1, 10) if rng.random() < 0.10 else None
             cut = rng.randrange(1, 10) if rng.random() < 0.01 else None
             try:
+                utterance = await conversation.say(text, max_seconds=2.0)
                 await self.listen(utterance, conversation, stop, cut)
             except BusyError as full:
                 self.counts["refused"] += 1
@@ -71,7 +74,8 @@ class Soak:
             except UnavailableError:
                 socket = conversation._socket
                 why = f"closed with {socket.close_code}, {socket.exception()!r}"
-                assert cut is not None, f"nobody cut it: {why}"
+                assert conversation in self.severed, f"nobody cut it: {why}"
+                self.severed.remove(conversation)
                 self.counts["cut off"] += 1
                 return
 
@@ -83,6 +87,7 @@ class Soak:
                 heard, samples = heard + 1, samples + chunk.samples
                 self.counts["chunks"] += 1
                 if heard == cut:
+                    self.severed.add(conversation)
                     conversation._socket._response.connection.transport.abort()
                 if heard == stop:
                     self.counts["broken into"] += 1
