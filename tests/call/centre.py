@@ -13,8 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import asynccontextmanager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from scripts.children import Child
 from scripts.livekit_server import LiveKitServer
 from scripts.setup_tools import ROOT
 from tests.call.running import OURS
+from tests.support.endpoint import completion, endpoint
 
 LIMIT_S = 240.0
 """Of every wait: generous, for the machine may be busy."""
@@ -199,37 +199,12 @@ async def greeted(server: LiveKitServer):
     raise AssertionError(f"refused for {LIMIT_S:.0f} s")
 
 
-@contextmanager
-def parrot():
+def parrot() -> AbstractContextManager[str]:
     """An OpenAI-compatible LLM that says what was said to it; its address."""
-    chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "parrot"}
 
-    def event(delta: dict, reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        return f"data: {json.dumps({**chunk, 'choices': [choice]})}\n\n".encode()
+    def answer(body: bytes) -> bytes:
+        said = json.loads(body)["messages"][-1]["content"]
+        text = said if isinstance(said, str) else said[0]["text"]
+        return completion([{"role": "assistant", "content": f"{w} "} for w in text.split()])
 
-    class Parrot(BaseHTTPRequestHandler):
-        def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-            said = asked["messages"][-1]["content"]
-            text = said if isinstance(said, str) else said[0]["text"]
-            words = [event({"role": "assistant", "content": f"{word} "}) for word in text.split()]
-            body = b"".join([*words, event({}, "stop"), b"data: [DONE]\n\n"])
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Parrot)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    return endpoint(answer)

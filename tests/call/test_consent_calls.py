@@ -10,10 +10,8 @@ import asyncio
 import json
 import secrets
 import sys
-import threading
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -26,6 +24,7 @@ from scripts import caller
 from scripts.caller import Line
 from scripts.worker import Progress, Worker
 from tests.call import centre
+from tests.support.endpoint import completion, endpoint
 from tests.support.recordings import READER, path_of, words_of
 from tests.support.serve_watched import VOICES
 
@@ -122,8 +121,7 @@ class Voice(centre.Caller):
             self.texts.append(text)
 
 
-@contextmanager
-def script():
+def script() -> AbstractContextManager[str]:
     """An OpenAI-compatible LLM, which calls `use_my_voice` where it may, and also at a no."""
 
     def reply_to(request: dict) -> dict:
@@ -135,36 +133,12 @@ def script():
         call = {"index": 0, "id": "call_1", "type": "function"}
         return {"tool_calls": [{**call, "function": {"name": "use_my_voice", "arguments": "{}"}}]}
 
-    def event(delta: dict, reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "script"}
-        return f"data: {json.dumps({**chunk, 'choices': [choice]})}\n\n".encode()
+    def answer(body: bytes) -> bytes:
+        delta = reply_to(json.loads(body))
+        reason = "tool_calls" if "tool_calls" in delta else "stop"
+        return completion([{"role": "assistant", **delta}], reason)
 
-    class Script(BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            delta = reply_to(request)
-            reason = "tool_calls" if "tool_calls" in delta else "stop"
-            delta["role"] = "assistant"
-            body = b"".join([event(delta), event({}, reason), b"data: [DONE]\n\n"])
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Script)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    return endpoint(answer)
 
 
 @dataclass

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
 from tests.call.running import Run, recordings, run
+from tests.support.endpoint import endpoint
 
 pytestmark = [pytest.mark.call, pytest.mark.timeout(700)]
 
@@ -87,31 +84,6 @@ def test_a_call_whose_agent_cannot_start_ends_with_the_agents_reason(tmp_path):
     assert_one_line(done, "call failed", "none")
 
 
-@contextmanager
-def broken_endpoint():
-    """An OpenAI-compatible address at which everything is answered with status 500."""
-
-    class Broken(BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(500)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Broken)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
-
-
 @pytest.mark.parametrize(
     ("variable", "sentence"),
     [("AGENT_LLM", "I lost my thread"), ("AGENT_STT", "I did not hear that")],
@@ -119,7 +91,7 @@ def broken_endpoint():
 def test_a_failing_provider_is_owned_up_to_and_the_call_goes_on(
     tmp_path, quick_engine, variable, sentence
 ):
-    with broken_endpoint() as url:
+    with endpoint(lambda _: None) as url:
         broken = {variable: "openai:broken", "OPENAI_BASE_URL": url, "OPENAI_API_KEY": ""}
         env = {"CALLER": recordings(1, 4), **quick_engine, **broken}
         done = run(["-m", "scripts.call"], env, tmp_path)
