@@ -2,10 +2,10 @@
 
     python benchmarks/capacity.py [--size tiny|137m|csm-1b] [--device cpu|cuda] [--streams 1,4,8,16]
 
-For each number, that many streams arrive at `--rate` a second and speak for `--seconds` each. A
-stream is starved when a frame came later than its playing, begun with its first frame, needed it.
-The gap is the time between two frames of a stream; streams with enough in hand rest, so that gaps
-near 80 ms are the rule.
+For each number, that many streams arrive at `--rate` per second and speak for `--seconds` each. A
+stream is starved if one of its frames arrived too late for playback that began with its first
+frame. The gap is the time between two frames of a stream; streams with enough lead are paused, so
+that gaps near 80 ms are normal.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from common import finish, machine, percentile, table
-from streams import engine_of, reference, speak
+from common import finish, machine, percentile, save, table
+from streams import engine_of, path_of, reference, speak
 
 
 def trial(engine, count: int, seconds: float, rate: float) -> dict:
@@ -58,13 +58,18 @@ def main() -> None:
     engine = engine_of(args.size, args.device, max(counts), args.threads)
     ready = time.monotonic() - began
     trial(engine, 1, 1.0, args.rate)
-    trials = [trial(engine, count, args.seconds, args.rate) for count in counts]
+    result = {"benchmark": "capacity", "size": args.size, **machine(args.device)}
+    result |= {"path": path_of(engine), "ready_s": round(ready, 1)}
+    trials = []
+    for count in counts:
+        trials.append(trial(engine, count, args.seconds, args.rate))
+        print(trials[-1], flush=True)
+        save({**result, "trials": trials}, args.out)
     engine.stop()
     rows = [list(row.values()) for row in trials]
     table(f"{args.size} on {args.device}, ready after {ready:.1f} s", list(trials[0]), rows)
     held = [t["streams"] for t in trials if not t["starved"] and not t["failed"]]
-    result = {"benchmark": "capacity", "size": args.size, **machine(args.device)}
-    result |= {"ready_s": round(ready, 1), "real_time_streams": max(held, default=0)}
+    result |= {"real_time_streams": max(held, default=0)}
     finish({**result, "trials": trials}, args.out)
 
 

@@ -1,6 +1,6 @@
-"""What all benchmarks share: models of a given size with random weights, tables, one line of JSON.
+"""Shared parts of the benchmarks: models with random weights, engines, tables, one line of JSON.
 
-Needs torch and transformers only. Random weights take exactly the time that trained ones take.
+Needs torch and transformers only. Random weights take as much time as trained ones.
 """
 
 from __future__ import annotations
@@ -14,8 +14,17 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from csm_tts_plugin.config import EngineConfig
+    from csm_tts_plugin.engine.api import Done, Event
+    from csm_tts_plugin.engine.core import Engine
+    from csm_tts_plugin.engine.loading import Checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -50,7 +59,7 @@ SIZES: dict[str, dict] = {
 
 
 def random_model(size: str, device: str, dtype: torch.dtype, seed: int = 0):
-    """A CsmForConditionalGeneration of `size` with random weights that never say the end code."""
+    """A CsmForConditionalGeneration of `size` with random weights, which draws no end code."""
     from transformers import CsmConfig, CsmForConditionalGeneration
 
     depth = {"rope_parameters": LLAMA3_ROPE, **SIZES[size].get("depth_decoder_config", {})}
@@ -80,13 +89,16 @@ def _codebooks(quantizer) -> list:
     return [layer.codebook for group in groups for layer in group.layers]
 
 
-def seconds(work: Callable[[], object], device: str) -> float:
-    """Wall time of `work`, the device's queue included."""
+def seconds(work: Callable[[], object], device: str, clock: str = "wall") -> float:
+    """Seconds for `work`, including the device's queue. `clock` `cpu`: CPU time of this process,
+    which with one thread is about the time on an idle core.
+    """
+    now = time.process_time if clock == "cpu" else time.perf_counter
     _wait(device)
-    start = time.perf_counter()
+    start = now()
     work()
     _wait(device)
-    return time.perf_counter() - start
+    return now() - start
 
 
 def _wait(device: str) -> None:
@@ -95,7 +107,7 @@ def _wait(device: str) -> None:
 
 
 def machine(device: str) -> dict:
-    """What the figures belong to."""
+    """Hardware, date and versions, for the results."""
     name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor()
     return {
         "device": name or platform.machine(),
@@ -104,6 +116,35 @@ def machine(device: str) -> dict:
         "date": date.today().isoformat(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
+
+
+def ready_engine(config: EngineConfig, checkpoint: Checkpoint | None = None) -> Engine:
+    """A started engine that is ready; the caller stops it."""
+    from csm_tts_plugin.engine.core import Engine
+
+    engine = Engine(config, checkpoint=checkpoint)
+    engine.start()
+    engine.wait_ready(600)
+    return engine
+
+
+def say(engine: Engine, conversation: str, text: str, **options: Any) -> SimpleQueue[Event]:
+    """Let the engine say `text`; returns the queue of its events, for `heard`."""
+    events: SimpleQueue[Event] = SimpleQueue()
+    engine.say(conversation, text, events.put, live=False, **options)
+    return events
+
+
+def heard(events: SimpleQueue[Event]) -> tuple[np.ndarray, Done]:
+    """Wait for an utterance: its samples [n] and its `Done`. Raises the CsmError it failed with."""
+    from csm_tts_plugin.engine.api import Audio, Failed
+
+    parts = [np.zeros(0, np.float32)]
+    while isinstance(event := events.get(timeout=600), Audio):
+        parts.append(event.samples)
+    if isinstance(event, Failed):
+        raise event.error
+    return np.concatenate(parts), event
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -116,13 +157,19 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> 
             print("  ".join("-" * width for width in widths))
 
 
-def finish(result: dict, out: str | None) -> None:
-    """The last line of every benchmark; also into the file `out`."""
-    line = json.dumps(result)
+def save(result: dict, out: str | None) -> None:
+    """Write the results so far to the file `out`, so that an aborted run loses nothing."""
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(json.dumps(result, indent=1) + "\n")
-    print(line, flush=True)
+        from csm_tts_plugin.files import write_whole
+
+        write_whole(out, json.dumps(result, indent=1) + "\n")
+
+
+def finish(result: dict, out: str | None) -> None:
+    """Print the results as the last line of a benchmark; also write them to the file `out`."""
+    save(result, out)
+    print(json.dumps(result), flush=True)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

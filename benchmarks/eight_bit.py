@@ -1,14 +1,14 @@
-"""What the depth decoder in 8 bits changes: codes, and time, beside the same weights as they are.
+"""The depth decoder in 8 bits compared to the exact weights: equal codes, and time.
 
     python benchmarks/eight_bit.py [--model tiny|FOLDER | --size 137m|csm-1b] [--device cpu|cuda]
 
-Both draw every frame from the same hidden state, that of the exact one, so that a code which
-differs once is not counted again in every frame after it. Codes are compared for each codebook,
-greedy and drawn with the same random numbers. With random weights (`--size`) logits lie closer
-together than a trained model's: the figures are then a lower bound.
+Both draw each frame from the same hidden state, that of the exact model, so that one different code
+does not change all frames after it. Codes are compared for each codebook, greedy and sampled with
+the same random numbers. With random weights (`--size`) logits are closer together than those of a
+trained model: the shares of equal codes are then a lower bound.
 
 The last line is JSON: `same_greedy` and `same_drawn`, the shares of equal codes, and `ratio`, exact
-milliseconds a frame over those in 8 bits.
+milliseconds per frame over those in 8 bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 
 import numpy as np
 import torch
-from common import finish, machine, random_model, seconds, table
+from common import finish, machine, random_model, save, seconds, table
 
 from csm_tts_plugin.config import EngineConfig
 from csm_tts_plugin.engine.loading import load_checkpoint
@@ -33,7 +33,7 @@ DRAWS = {"greedy": Draw((0.0, 0.0), (1, 1), 0), "drawn": Draw((0.9, 0.9), (50, 5
 
 
 def load(args: argparse.Namespace):
-    """A fresh model, and the prompts for it: packing changes the one it is given."""
+    """A new model with its prompts, because packing modifies the model it is given."""
     if args.size:
         dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
         model = random_model(args.size, args.device, dtype)
@@ -48,7 +48,7 @@ def load(args: argparse.Namespace):
 
 @torch.inference_mode()
 def compare(exact: Runner, small: Runner, prompt, draw: Draw, frames: int):
-    """Equal codes [frames, K] along what the exact one says."""
+    """Which codes are equal, bool [frames, K], with the exact model's codes as history."""
     candidates, same = draw.candidates(exact.weights.codes), []
     for runner in (exact, small):
         runner.start(0, draw)
@@ -66,15 +66,19 @@ def measure(args: argparse.Namespace) -> dict:
     runners = []
     for eight in (False, True):
         model, prompts = load(args)
-        runners.append(Runner(model, 1, 512, eight_bit_depth=eight))
+        # On CUDA inside of graphs, as the engine runs: else launching is what is measured.
+        options = {"batches": [1], "graphs": True} if args.device.startswith("cuda") else {}
+        runners.append(Runner(model, 1, 512, eight_bit_depth=eight, **options))
         runners[-1].warm_up()
     exact, small = runners
     result: dict = {"benchmark": "eight_bit", "model": args.size or args.model}
+    result |= {"path": exact.path, "path_eight_bit": small.path}
     rows = []
     for name, draw in DRAWS.items():
         same = np.concatenate([compare(exact, small, p, draw, args.frames) for p in prompts])
         result[f"same_{name}"] = round(float(same.mean()), 4)
         result[f"same_{name}_by_codebook"] = [round(float(x), 4) for x in same.mean(axis=0)]
+        save(result, args.out)
         rows.append([name, *result[f"same_{name}_by_codebook"]])
     books = exact.weights.codebooks
     table("share of equal codes by codebook", ["", *range(books)], rows)

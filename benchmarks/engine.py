@@ -1,15 +1,15 @@
-"""Our engine beside transformers' `generate` and beside the seed's method, in one run.
+"""Our engine compared to transformers' `generate` and to the method of csm-streaming-tf.
 
     python benchmarks/engine.py [--size 137m|csm-1b] [--device cpu|cuda] [--streams 1,4,16]
 
-All three make the same number of frames from the same prompt on the same weights, by turns, so that
-a busy machine slows all of them; the ratios are medians over the turns. "codes" is the language
-model alone (what `generate` gives); "sound" includes the codec. The seed's method is written afresh
-from its description: `generate` of the depth decoder for every frame, every chunk of 20 frames
-decoded by itself.
+All three generate the same number of frames from the same prompt with the same weights, in turns,
+so that other load on the machine slows all of them; the ratios are medians over the turns. "codes"
+is the language model alone (the result of `generate`); "sound" includes the codec. The method of
+csm-streaming-tf ("seed") is written from its description: `generate` of the depth decoder for each
+frame, each chunk of 20 frames decoded separately.
 
-The last line is JSON: `ratio_one_stream` and `ratio_16_streams` are our frames a second (codes)
-over those of `generate` alone.
+The last line is JSON: `ratio_one_stream` and `ratio_16_streams` are our frames per second (codes)
+over those of `generate`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import statistics
 
 import numpy as np
 import torch
-from common import finish, machine, random_model, seconds, table
+from common import finish, machine, random_model, save, seconds, table
 
 from csm_tts_plugin.config import FRAME_SECONDS
-from csm_tts_plugin.engine.frame import draw_frame, read_frame
+from csm_tts_plugin.engine.chunks import LENGTHS, pieces
+from csm_tts_plugin.engine.frame import Batch, draw_frame, read_frame
 from csm_tts_plugin.engine.runner import Draw, Runner
+from csm_tts_plugin.engine.sound import Codec
 
 TEXT_TOKENS = 40
 CHUNK = 20
@@ -33,10 +35,10 @@ DEPTH_SAMPLING = {f"depth_decoder_{key}": value for key, value in SAMPLING.items
 
 
 class Ours:
-    """B streams, all of them from the same prompt."""
+    """B streams with the same prompt, decoded in the engine's chunks."""
 
-    def __init__(self, runner: Runner, prompt: np.ndarray, batch: int) -> None:
-        self.runner, self.prompt, self.batch = runner, prompt, batch
+    def __init__(self, runner: Runner, codec: Codec, prompt: np.ndarray, batch: int) -> None:
+        self.runner, self.codec, self.prompt, self.batch = runner, codec, prompt, batch
 
     def read(self) -> None:
         for row in range(self.batch):
@@ -46,26 +48,60 @@ class Ours:
     @torch.inference_mode()
     def codes(self, frames: int) -> None:
         if self.runner.device.type == "cuda":
-            # What is captured includes the codec; ours then does more than `generate` does.
-            return self.sound(frames)
+            for made in range(frames):
+                self._frame(made)
+            return
         for made in range(frames):
-            draw_frame(self.runner.weights, self.runner.state, self.batch, 64)
+            draw_frame(self.runner.steps, self.runner.state, Batch(self.batch), 64)
             length = -(-(len(self.prompt) + made + 1) // 128) * 128
-            read_frame(self.runner.weights, self.runner.state, self.batch, length)
+            read_frame(self.runner.steps, self.runner.state, Batch(self.batch), length)
+
+    def _frame(self, made: int) -> np.ndarray:
+        frame = self.runner.draw(self.batch, 50)
+        if self.runner.runs_behind:
+            self.runner.advance(self.batch, len(self.prompt) + made + 1)
+            return frame.codes
+        codes = frame.codes.copy()
+        self.runner.advance(self.batch, len(self.prompt) + made + 1)
+        return codes
 
     def sound(self, frames: int) -> None:
-        for made in range(frames):
-            self.runner.draw(self.batch, 50)
-            self.runner.advance(self.batch, len(self.prompt) + made + 1)
+        rows = [self.codec.take() for _ in range(self.batch)]
+        waiting: list[np.ndarray] = []
+        made = chunk = 0
+        for made in range(1, frames + 1):
+            waiting.append(self._frame(made - 1))
+            if len(waiting) >= min(LENGTHS[-1], max(1, chunk)) or made == frames:
+                chunk += len(waiting)
+                self._decode(rows, np.stack(waiting, axis=2))
+                waiting = []
+        for row in rows:
+            self.codec.give(row)
+
+    def _decode(self, rows: list[int], codes: np.ndarray) -> None:
+        """[B, K, T]"""
+        begin, chunk = 0, None
+        for length in pieces(codes.shape[2]):
+            most = self.codec.most_rows(length)
+            for top in range(0, len(rows), most):
+                some = slice(top, top + most)
+                part = codes[some, :, begin : begin + length]
+                chunk = self.codec.decode(rows[some], part, [False] * len(rows[some]))
+            begin += length
+        assert chunk is not None
+        assert np.isfinite(chunk.levels).all()
 
     def first_audio(self) -> None:
+        row = self.codec.take()
         self.runner.read(0, 0, self.prompt)
-        self.runner.draw(1, 50)
+        codes = self.runner.draw(1, 50).codes
+        assert np.isfinite(self.codec.decode([row], codes[:, :, None], [True]).levels).all()
+        self.codec.give(row)
 
 
 @torch.inference_mode()
 def seed_method(model, ids: torch.Tensor, frames: int, *, sound: bool) -> None:
-    """The seed's way of making speech, from its description."""
+    """The method of csm-streaming-tf, written from its description."""
     output = model(input_ids=ids, use_cache=True, output_hidden_states=True)
     cache, chunk = output.past_key_values, []
     for _ in range(frames):
@@ -105,6 +141,8 @@ def measure(args: argparse.Namespace) -> dict:
     batches = streams if graphs else None
     runner = Runner(model, rows=max(streams), context=512, batches=batches, graphs=graphs)
     runner.warm_up(print)
+    codec = Codec(model.codec_model, max(streams), graphs=graphs)
+    codec.warm_up(print)
     ways = {
         "generate": lambda n: _generate(model, ids, n, sound=False),
         "generate, sound": lambda n: _generate(model, ids, n, sound=True),
@@ -112,47 +150,53 @@ def measure(args: argparse.Namespace) -> dict:
         "seed's method, sound": lambda n: seed_method(model, ids, n, sound=True),
     }
     per_frame = {name: [] for name in ways}
-    ours = {batch: Ours(runner, prompt, batch) for batch in streams}
+    ours = {batch: Ours(runner, codec, prompt, batch) for batch in streams}
     per_frame |= {f"ours, {b}": [] for b in streams} | {f"ours, {b}, sound": [] for b in streams}
     first = []
     for turn in range(args.turns + 1):
         taken = {
-            name: seconds(lambda w=work: w(args.frames), args.device) for name, work in ways.items()
+            name: seconds(lambda w=work: w(args.frames), args.device, args.clock)
+            for name, work in ways.items()
         }
         for batch, mine in ours.items():
             mine.read()
-            taken[f"ours, {batch}"] = seconds(lambda m=mine: m.codes(args.frames), args.device)
+            taken[f"ours, {batch}"] = seconds(
+                lambda m=mine: m.codes(args.frames), args.device, args.clock
+            )
             mine.read()
             taken[f"ours, {batch}, sound"] = seconds(
-                lambda m=mine: m.sound(args.frames), args.device
+                lambda m=mine: m.sound(args.frames), args.device, args.clock
             )
         ours[streams[0]].read()
-        moment = seconds(ours[streams[0]].first_audio, args.device)
+        moment = seconds(ours[streams[0]].first_audio, args.device, args.clock)
         if turn:  # the first turn warms everything up
             first.append(moment)
             for name, value in taken.items():
                 per_frame[name].append(value / args.frames)
-    return {"per_frame": per_frame, "first_audio": first, "streams": streams}
+            measured = {"per_frame": per_frame, "first_audio": first, "streams": streams}
+            measured["path"] = runner.path
+            save(figures(args, measured), args.out)
+    return measured
 
 
 def _generate(model, ids: torch.Tensor, frames: int, *, sound: bool) -> None:
     options = {**SAMPLING, **DEPTH_SAMPLING}
     if sound:
-        # Random weights may draw ids that no codec has, on which the codec fails.
+        # Random weights may draw ids that the codec does not have, for which it raises.
         beyond = list(range(model.config.codec_config.codebook_size, model.config.vocab_size))
         options |= {"suppress_tokens": beyond, "depth_decoder_suppress_tokens": beyond}
     model.generate(input_ids=ids, max_new_tokens=frames, output_audio=sound, **options)
 
 
 def ratio(base: list[float], other: list[float], streams: int) -> float:
-    """Frames a second of `other` at `streams` streams over those of `base`, the median over the
-    turns.
+    """Frames per second of `other` with `streams` streams over those of `base` with one, median
+    over the turns.
     """
     return statistics.median(b / o * streams for b, o in zip(base, other, strict=True))
 
 
 def report(args: argparse.Namespace, measured: dict) -> dict:
-    per_frame, streams = measured["per_frame"], measured["streams"]
+    per_frame = measured["per_frame"]
     rows = []
     for name, values in per_frame.items():
         batch = int(name.split(", ")[1]) if name.startswith("ours") else 1
@@ -171,9 +215,17 @@ def report(args: argparse.Namespace, measured: dict) -> dict:
     table(title, ["way", "ms a frame", "frames/s", "RTF a stream", "over generate"], rows)
     first = statistics.median(measured["first_audio"])
     print(f"\nfirst audio, one stream, {TEXT_TOKENS} text positions: {first * 1e3:.1f} ms")
+    return figures(args, measured)
+
+
+def figures(args: argparse.Namespace, measured: dict) -> dict:
+    per_frame, streams = measured["per_frame"], measured["streams"]
+    first = statistics.median(measured["first_audio"])
     result = {
         "benchmark": "engine",
+        "path": measured["path"],
         "size": args.size,
+        "clock": args.clock,
         **machine(args.device),
         "ms_per_frame": {n: round(statistics.median(v) * 1e3, 3) for n, v in per_frame.items()},
         "first_audio_ms": round(first * 1e3, 2),
@@ -202,6 +254,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=20)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        choices=["wall", "cpu"],
+        help="cpu: for a busy machine, --threads 1",
+    )
     parser.add_argument("--out", default=None, help="also write the JSON here")
     args = parser.parse_args()
     if args.threads:

@@ -1,10 +1,9 @@
-"""From text to the first samples, with and without a cached voice, alone and under load.
+"""Time from text to first audio, with and without a cached voice, alone and under load.
 
     python benchmarks/first_audio.py [--size tiny|137m|csm-1b] [--device cpu|cuda] [--rates 1,10]
 
-Cached is a voice that was spoken in before; new is one that the engine meets for the first time, 6
-s of reference to encode and read. Under load, requests arrive at the given rate and speak for 2 s
-each.
+"cached" is a voice that was used before; "new" is one with 6 s of reference audio to encode and
+prefill. Under load, requests arrive at the given rate and speak for 2 s each.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from common import finish, machine, percentile, table
-from streams import Listener, engine_of, reference, speak
+from common import finish, machine, percentile, save, table
+from streams import Listener, engine_of, path_of, reference, speak
 
 
 def alone(engine, requests: int, *, cached: bool) -> list[Listener]:
@@ -65,16 +64,22 @@ def main() -> None:
     args = parser.parse_args()
     engine = engine_of(args.size, args.device, args.slots, args.threads)
     alone(engine, 3, cached=True)
-    cases = [
-        summary("alone, cached voice", alone(engine, args.requests, cached=True)),
-        summary("alone, new voice", alone(engine, max(3, args.requests // 4), cached=False)),
-    ]
+    result = {"benchmark": "first_audio", "size": args.size, **machine(args.device)}
+    result["path"] = path_of(engine)
+    cases: list[dict] = []
+
+    def add(name: str, listeners: list[Listener]) -> None:
+        cases.append(summary(name, listeners))
+        print(cases[-1], flush=True)
+        save({**result, "cases": cases}, args.out)
+
+    add("alone, cached voice", alone(engine, args.requests, cached=True))
+    add("alone, new voice", alone(engine, max(3, args.requests // 4), cached=False))
     for rate in (float(r) for r in args.rates.split(",")):
-        cases.append(summary(f"{rate:g} a second", loaded(engine, rate, args.seconds)))
+        add(f"{rate:g} a second", loaded(engine, rate, args.seconds))
     engine.stop()
     title = f"first audio, {args.size} on {args.device}"
     table(title, list(cases[0]), [list(case.values()) for case in cases])
-    result = {"benchmark": "first_audio", "size": args.size, **machine(args.device)}
     finish({**result, "cases": cases}, args.out)
 
 

@@ -1,11 +1,12 @@
-"""The way through the server: first audio, frames lost, and what a stalled reader spoils.
+"""Overhead of the server: first audio, lost frames, and the effect of a stalled client.
 
     python benchmarks/overhead.py [--model tiny] [--requests 40] [--clients 64] [--readers 32]
 
-First audio is taken by turns from one engine: by a sink in its own process, and by a client over a
-socket. That client lives in the engine's process too, and shares its interpreter: the overhead is
-an upper bound. The crowd speaks to an engine process of its own, as in production. Ratios come from
-trials by turns, so that a busy machine slows both alike.
+First audio is measured in turns with one engine: by a sink in its own process, and by a client over
+a socket, without and with the router of `serve --devices`. Client and router run in the engine's
+process and share its interpreter, so the overheads are upper bounds. The many clients use an engine
+in a process of its own, as in production. Ratios are from trials in turns, so that other load on
+the machine slows both alike.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from itertools import pairwise
 from aiohttp import web
 from common import finish, machine, percentile, table
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.config import FRAME_SECONDS, SAMPLE_RATE, EngineConfig, ServerConfig
 from csm_tts_plugin.engine.api import Audio
 from csm_tts_plugin.engine.core import Engine
@@ -32,12 +33,13 @@ from csm_tts_plugin.errors import BusyError
 from csm_tts_plugin.server.app import create_app, create_runner
 from csm_tts_plugin.server.supervisor import EngineProcess
 from csm_tts_plugin.server.voices import resolve
+from tests.support.routed import routing
 from tests.support.stand_in_engine import StandInEngine
 
 PARTS = "first_audio,crowd,stalled_reader"
 TEXT = "It was the best of times, it was the worst of times."
 SETTLE_S = 0.3
-"""For a new conversation's voice to be in its place before the clock starts."""
+"""Time for a new conversation's voice to be prefilled before the measurement."""
 HANDSHAKE = (
     b"GET /v1/stream HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Authorization: Bearer %s\r\n"
@@ -45,7 +47,7 @@ HANDSHAKE = (
 )
 
 
-# First audio, in the process and over a socket
+# First audio, in the engine's process and over a socket
 
 
 @asynccontextmanager
@@ -92,7 +94,9 @@ async def outside(client: EngineClient) -> float:
 
 
 async def first_audio(args: argparse.Namespace) -> dict:
-    """With the model, and with an engine that takes no time: what is left is the way alone."""
+    """First audio with the model, and with an engine that takes no time, which shows the server
+    alone.
+    """
     engine = Engine(EngineConfig(model=args.model, slots=4, queue=4, threads=args.threads))
     engine.start()
     await asyncio.to_thread(engine.wait_ready, 600.0)
@@ -108,20 +112,28 @@ async def first_audio(args: argparse.Namespace) -> dict:
 
 
 async def by_turns(engine, requests: int) -> dict:
-    near, far = [], []
+    """Medians in ms: a sink in this process, a client of the server, one of a router before it."""
+    found: dict[str, list[float]] = {"inside": [], "outside": [], "router": []}
     voice = resolve("stock", ServerConfig(), engine.info())
-    async with served(engine) as url, EngineClient(url, timeout=60.0) as client:
+    async with (
+        served(engine) as url,
+        routing([url]) as router,
+        EngineClient(url, timeout=60.0) as client,
+        EngineClient(router.url, timeout=60.0) as routed,
+    ):
         for number in range(requests + 3):
-            pair = await inside(engine, voice), await outside(client)
+            ways = await inside(engine, voice), await outside(client), await outside(routed)
             if number >= 3:  # the first ones warm everything up
-                near.append(pair[0] * 1e3)
-                far.append(pair[1] * 1e3)
-    pairs = [b - a for a, b in zip(near, far, strict=True)]
+                for name, seconds in zip(found, ways, strict=True):
+                    found[name].append(seconds * 1e3)
+    near, far, farther = found.values()
     return {
-        "inside": round(statistics.median(near), 2),
-        "outside": round(statistics.median(far), 2),
+        **{name: round(statistics.median(times), 2) for name, times in found.items()},
         "overhead": round(statistics.median(far) - statistics.median(near), 2),
-        "of_pairs": round(statistics.median(pairs), 2),
+        "of_pairs": round(statistics.median(b - a for a, b in zip(near, far, strict=True)), 2),
+        "router_of_pairs": round(
+            statistics.median(b - a for a, b in zip(far, farther, strict=True)), 2
+        ),
     }
 
 
@@ -129,8 +141,9 @@ async def by_turns(engine, requests: int) -> dict:
 
 
 async def listen(client: EngineClient, seconds: float, rate: int = SAMPLE_RATE) -> dict:
-    """One utterance, asked for until there is a place: the gaps between its chunks, and whether it
-    came whole."""
+    """One utterance, requested again until it is accepted: the gaps between its chunks, and whether
+    it arrived completely.
+    """
     conversation = await client.conversation(rate=rate)
     while True:
         utterance = await conversation.say(f"{TEXT} {TEXT}", max_seconds=seconds)
@@ -158,7 +171,7 @@ async def crowd(url: str, key: str | None, count: int, seconds: float) -> list[d
 
 
 def deaf(url: str, key: str) -> socket.socket:
-    """Asks for half a minute of speech and never reads a byte of it."""
+    """A socket that has requested half a minute of speech and never reads."""
     host, port = url.removeprefix("http://").split(":")
     plain = socket.socket()
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -199,17 +212,18 @@ async def beside_a_stalled_one(url: str, count: int) -> list[dict]:
 
 
 async def stalled_reader(readers: int, turns: int) -> dict:
-    """p99 of the frame gap of all but one, which reads like them, or not at all.
+    """The 99th percentile of the frame gap of all clients but one, which reads like them or not at
+    all.
 
-    The engine gives a frame to everybody each 80 ms, and takes no time for it: what differs is the
-    server's doing.
+    The engine delivers a frame to each client every 80 ms and takes no time, so that differences
+    come from the server.
     """
     fine, spoilt = [], []
     engine = StandInEngine(slots=2 * readers, queue=0, frame_s=FRAME_SECONDS)
     engine.start()
     async with served(engine) as url:
         for turn in range(turns + 1):
-            # Who comes first changes with every turn, for the machine's other work changes too.
+            # The order alternates, because other load on the machine changes.
             kept = (fine, spoilt) if turn % 2 else (spoilt, fine)
             for gaps in kept:
                 last = beside_a_reader if gaps is fine else beside_a_stalled_one

@@ -1,8 +1,8 @@
-"""Who a voice is like: speaker embeddings by resemblyzer, everything at one bandwidth.
+"""Speaker similarity by resemblyzer's embeddings, with all audio at one bandwidth.
 
-Its cosine is near 0.9 between two recordings of a person and near 0.5 between strangers, and lower
-where recordings are short. A narrower band alone would make two recordings less alike, so all sound
-is brought to the same rate first.
+The cosine is near 0.9 between two recordings of a person and near 0.5 between different people, and
+lower for short recordings. A narrower band alone makes recordings less similar, so all audio is
+resampled to the same rate first.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import soxr
 
 MEASURING = Path(__file__).resolve().parent.parent / ".tools" / "measuring"
 _RATE = 16_000
-"""Hz; the encoder's own."""
+"""The encoder's rate in Hz."""
 
 
-class Ear:
-    """Embeddings of speakers. Raises SystemExit, with the cure, where resemblyzer is missing."""
+class SpeakerEncoder:
+    """Speaker embeddings. Raises SystemExit, with what to do, if resemblyzer is not installed."""
 
     def __init__(self, band_rate: int = _RATE) -> None:
-        """`band_rate` in Hz: all sound is cut to half of it, 8000 for a telephone's band."""
+        """`band_rate` in Hz: all audio is limited to half of it; 8000 for a telephone's band."""
         measuring()
         try:
             from resemblyzer import VoiceEncoder, preprocess_wav
@@ -35,11 +35,37 @@ class Ear:
         self._encoder = VoiceEncoder("cpu", verbose=False)
         self._without_pauses = preprocess_wav
 
-    def hear(self, samples: np.ndarray, rate: int) -> np.ndarray:
-        """The unit vector [256] of who speaks in float32 mono samples."""
+    def embed(self, samples: np.ndarray, rate: int) -> np.ndarray:
+        """The speaker's unit vector [256] for mono float32 samples [n] at `rate` Hz."""
         narrow = soxr.resample(samples, rate, self._band)
         speech = self._without_pauses(soxr.resample(narrow, self._band, _RATE).astype(np.float32))
         return self._encoder.embed_utterance(speech)
+
+
+def median_pitch(samples: np.ndarray, rate: int) -> float:
+    """Median F0 in Hz over the voiced 40 ms frames of mono float32 samples; nan without any.
+
+    A frame is voiced if it is not silent and its autocorrelation exceeds 0.5 at a lag of 60 to
+    400 Hz.
+    """
+    sound = soxr.resample(samples, rate, 8_000).astype(np.float64)
+    size, low, high = 320, 8_000 // 400, 8_000 // 60
+    loud = 0.1 * float(np.sqrt((sound**2).mean()))
+    found = []
+    for start in range(0, len(sound) - size - high, size // 2):
+        piece, field = sound[start : start + size], sound[start : start + size + high]
+        if np.sqrt((piece**2).mean()) < loud:
+            continue
+        energy = np.cumsum(np.concatenate(([0.0], field**2)))
+        size_of = np.sqrt((energy[size:] - energy[:-size]) * (piece**2).sum() + 1e-12)
+        score = np.correlate(field, piece) / size_of
+        best = float(score[low : high + 1].max())
+        if best > 0.5:
+            # Twice the period fits as well: the first lag that is nearly the best one is taken.
+            near = low + int(np.argmax(score[low : high + 1] > 0.9 * best))
+            lag = near + int(np.argmax(score[near : near + 4]))
+            found.append(8_000 / lag)
+    return float(np.median(found)) if found else float("nan")
 
 
 def alike(some: list[np.ndarray], others: list[np.ndarray]) -> float:
@@ -48,6 +74,6 @@ def alike(some: list[np.ndarray], others: list[np.ndarray]) -> float:
 
 
 def measuring() -> None:
-    """Lets Python find what set-up keeps apart from the environment."""
+    """Adds the packages that set-up installs apart from the environment to `sys.path`."""
     if str(MEASURING) not in sys.path:
         sys.path.append(str(MEASURING))

@@ -1,4 +1,4 @@
-"""An engine with random weights, and streams that are listened to: for capacity and first audio."""
+"""Engines with random weights, and streams whose frames are timed: for capacity and first audio."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from common import random_model
+from common import random_model, ready_engine
 
 from csm_tts_plugin.config import FRAME_SECONDS, EngineConfig
 from csm_tts_plugin.engine.api import Audio, Done, Event, Sampling, Turn, VoicePrompt
@@ -19,26 +19,29 @@ TEXT = "It was the best of times, it was the worst of times, and nobody knew whi
 
 
 def engine_of(size: str, device: str, slots: int, threads: int | None) -> Engine:
-    """A started engine of `size` (`tiny`: the real small model); returns when it is ready."""
+    """A ready engine with a model of `size`; `tiny` is the trained small model."""
     config = EngineConfig(model=size, device=device, slots=slots, queue=slots, threads=threads)
     checkpoint = load_checkpoint(config) if size == "tiny" else _random(size, device)
-    engine = Engine(config, checkpoint=checkpoint)
-    engine.start()
-    engine.wait_ready(600)
-    return engine
+    return ready_engine(config, checkpoint)
+
+
+def path_of(engine: Engine) -> str | None:
+    """Which kernels compute its frames."""
+    info = engine.info()
+    return info.path if info else None
 
 
 def _random(size: str, device: str) -> Checkpoint:
     from transformers import AutoProcessor
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    # Any tokenizer will do: what the tokens mean costs no time.
+    # Any tokenizer will do: the meaning of tokens does not affect the time.
     processor = AutoProcessor.from_pretrained(TINY_FOLDER)
     return Checkpoint(size, random_model(size, device, dtype), processor, torch.device(device))
 
 
 def reference(seconds: float = 6.0, seed: int = 0) -> VoicePrompt:
-    """A voice of noise; its length is what costs."""
+    """A voice of noise: only its length affects the time."""
     rng = np.random.default_rng(seed)
     samples = (rng.standard_normal(int(24_000 * seconds)) * 0.1).astype(np.float32)
     return VoicePrompt(f"noise-{seed}", "caller", (Turn("caller", TEXT, samples),))
@@ -46,7 +49,7 @@ def reference(seconds: float = 6.0, seed: int = 0) -> VoicePrompt:
 
 @dataclass
 class Listener:
-    """Counts one utterance's frames as they come."""
+    """A sink that notes the times of one utterance's frames."""
 
     asked: float = 0.0
     moments: list[float] = field(default_factory=list)
@@ -68,7 +71,7 @@ class Listener:
         return [b - a for a, b in zip(self.moments, self.moments[1:], strict=False)]
 
     def late_frames(self) -> int:
-        """Frames that came after the playing, begun with the first one, needed them."""
+        """Number of frames that arrived too late for playback that began with the first one."""
         start = self.moments[0]
         due = (start + number * FRAME_SECONDS for number in range(len(self.moments)))
         return sum(

@@ -1,23 +1,24 @@
-"""Whose voice the replies are in: similarity to the caller, to the stock voice, to other callers.
+"""Speaker similarity of replies to the caller, to the stock voice and to other callers.
 
     python benchmarks/voice.py [--model tiny|ID] [--device cpu|cuda] [--callers DIR] [--band 8000]
 
-Callers are recorded people: those of set-up, or the folders in DIR, one a person, with WAVs and
-their words beside them as .txt. A caller's reference is their first recordings of about 8 s;
-similarities are to all that they said. Printed are:
+Callers are recorded people: those of set-up, or one folder in DIR for each person, with WAV files
+and their transcripts as .txt. The reference audio of a caller are their first recordings, of about
+8 s; similarities are to all of their recordings. Printed are:
 
-- controls: recordings of one person beside one another (the most there is to reach), and of
-  different people (what a voice of nobody in particular has);
-- replies in each caller's voice, and how much nearer to the caller they are than the stock voice;
-- calls of 20 turns in which the caller's turns become context: does the voice drift? By the two
-  callers who have said most;
-- references of 3, 6, 10 and 15 s.
+- controls: similarity between recordings of one person (the highest possible), and between those of
+  different people (the value of an unrelated voice);
+- replies in each caller's voice, how much closer to the caller they are than the stock voice, and
+  whether their pitch follows the caller's; for each person at full bandwidth and in a telephone's;
+- the bounds of these figures (those of word error rates: `understood.py`);
+- drift of the voice in calls of 20 turns in which the caller's turns become context, for the two
+  callers with the most recordings;
+- reference audio of 3, 6, 10 and 15 s.
 """
 
 from __future__ import annotations
 
 import argparse
-import queue
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -26,13 +27,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from common import ROOT, finish, machine, table
-from similarity import Ear, alike
+from common import ROOT, finish, heard, machine, ready_engine, say, table
+from similarity import SpeakerEncoder, alike, median_pitch
 
 from csm_tts_plugin.config import SAMPLE_RATE, EngineConfig
-from csm_tts_plugin.engine.api import Audio, Failed, Sampling, Turn, VoicePrompt
+from csm_tts_plugin.engine.api import Sampling, Turn, VoicePrompt
 from csm_tts_plugin.engine.core import Engine
-from csm_tts_plugin.voices.stock import stock_voice
+from csm_tts_plugin.voices.stock import stock_voice, usable
 from scripts import pins
 
 REPLIES = (
@@ -44,6 +45,13 @@ REPLIES = (
     "Thank you, that is a simple question.",
 )
 REFERENCE_S = 8.0
+NARROW = " (narrow band)"
+GATES = {
+    "nearer to the caller than the stock voice, mean": 0.05,
+    "own minus others, mean": 0.05,
+    "correlation of median pitch": 0.8,
+}
+"""The lowest acceptable values."""
 _FOLDERS = (pins.SPEECH_FOLDER, pins.SPEAKERS_FOLDER, pins.PROMPTS_FOLDER)
 
 
@@ -51,7 +59,7 @@ _FOLDERS = (pins.SPEECH_FOLDER, pins.SPEAKERS_FOLDER, pins.PROMPTS_FOLDER)
 class Recorded:
     words: str
     samples: np.ndarray
-    """float32, mono, 24 kHz."""
+    """Mono float32 [n] at 24 kHz."""
     who: np.ndarray
     """The speaker's embedding."""
 
@@ -63,8 +71,8 @@ class Recorded:
 People = dict[str, list[Recorded]]
 
 
-def people(folder: Path | None, ear: Ear) -> People:
-    """Recordings by person. Raises SystemExit where there are too few."""
+def people(folder: Path | None, encoder: SpeakerEncoder) -> People:
+    """Recordings by person. Raises SystemExit if there are fewer than two people."""
     if folder is not None:
         files = {one.name: sorted(one.glob("*.wav")) for one in sorted(folder.iterdir())}
     else:
@@ -73,39 +81,49 @@ def people(folder: Path | None, ear: Ear) -> People:
             person: [places[name] for name in names if name in places]
             for person, names in pins.PEOPLE.items()
         }
-    found = {person: [recorded(file, ear) for file in some] for person, some in files.items()}
+    found = {person: [recorded(file, encoder) for file in some] for person, some in files.items()}
     found = {person: some for person, some in found.items() if some}
     if len(found) < 2:
         raise SystemExit("There are no two people to compare: `make setup` brings recordings.")
     return found
 
 
-def recorded(file: Path, ear: Ear) -> Recorded:
+def recorded(file: Path, encoder: SpeakerEncoder) -> Recorded:
     samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     mono = samples.mean(axis=1)
     words = file.with_suffix(".txt").read_text(encoding="utf-8").strip()
-    return Recorded(words, soxr.resample(mono, rate, SAMPLE_RATE), ear.hear(mono, rate))
+    return Recorded(words, soxr.resample(mono, rate, SAMPLE_RATE), encoder.embed(mono, rate))
+
+
+def narrow(one: Recorded, encoder: SpeakerEncoder) -> Recorded:
+    """The same recording in a telephone's band."""
+    samples = soxr.resample(soxr.resample(one.samples, SAMPLE_RATE, 8_000), 8_000, SAMPLE_RATE)
+    return Recorded(one.words, samples, encoder.embed(samples, SAMPLE_RATE))
 
 
 class Speaker:
-    """The engine as a call uses it: one conversation, turns as context, replies in order."""
+    """Speaks with the engine in the way a call does: one conversation, turns as context."""
 
-    def __init__(self, engine: Engine, ear: Ear) -> None:
+    def __init__(self, engine: Engine, encoder: SpeakerEncoder) -> None:
         self._engine = engine
-        self._ear = ear
-        info = engine.info()
+        self._encoder = encoder
+        self._info = info = engine.info()
         self.stock = stock_voice(info.model) if info else None
+        self.pitches: list[float] = []
+        """Median F0 in Hz of each reply."""
 
     def replies(self, voice: VoicePrompt | None, texts: Iterator[str] | tuple[str, ...]) -> list:
-        """Who is heard in each reply of a new conversation."""
-        conversation = self._engine.open(voice, Sampling(seed=1))
+        """The speaker embeddings of the replies of a new conversation."""
+        self.pitches = []
+        conversation = self._engine.open(usable(voice, self._info), Sampling(seed=1))
         heard = [self.say(conversation, text) for text in texts]
         self._engine.close(conversation)
         return heard
 
     def call(self, caller: list[Recorded], voice: VoicePrompt, turns: int) -> list:
-        """Who is heard in each reply of a call in which the caller goes on talking."""
-        conversation, heard = self._engine.open(voice, Sampling(seed=1)), []
+        """The speaker embeddings of the replies of a call with the caller's turns in between."""
+        limited = usable(voice, self._info)
+        conversation, heard = self._engine.open(limited, Sampling(seed=1)), []
         for turn in range(turns):
             said = caller[turn % len(caller)]
             self._engine.add_turn(conversation, Turn(voice.speaker, said.words, said.samples))
@@ -114,25 +132,20 @@ class Speaker:
         return heard
 
     def say(self, conversation: str, text: str) -> np.ndarray:
-        incoming: queue.SimpleQueue = queue.SimpleQueue()
-        self._engine.say(conversation, text, incoming.put, live=False)
-        parts = []
-        while isinstance(event := incoming.get(timeout=300), Audio):
-            parts.append(event.samples)
-        if isinstance(event, Failed):
-            raise event.error
-        return self._ear.hear(np.concatenate(parts), SAMPLE_RATE)
+        sound, _ = heard(say(self._engine, conversation, text))
+        self.pitches.append(median_pitch(sound, SAMPLE_RATE))
+        return self._encoder.embed(sound, SAMPLE_RATE)
 
 
 def prompt(person: str, parts: list[Recorded]) -> VoicePrompt:
-    """A reference of these recordings, one after the other."""
+    """A voice with these recordings, concatenated, as reference audio."""
     sound = np.concatenate([part.samples for part in parts])
     words = ". ".join(part.words for part in parts)
     return VoicePrompt(f"{person}-{len(sound)}", person, (Turn(person, words, sound),))
 
 
 def near(some: list[Recorded], seconds: float) -> list[Recorded]:
-    """Those recordings that together come closest to a length."""
+    """The recordings that together come closest to `seconds`."""
     ways = [list(way) for count in range(1, len(some) + 1) for way in combinations(some, count)]
     return min(ways, key=lambda way: abs(sum(part.seconds for part in way) - seconds))
 
@@ -142,7 +155,7 @@ def vectors(some: list[Recorded]) -> list[np.ndarray]:
 
 
 def controls(found: People) -> dict:
-    """The two ends of the scale, from the recordings alone."""
+    """The highest and the lowest similarity to expect, from the recordings alone."""
     same = [float(a.who @ b.who) for some in found.values() for a, b in combinations(some, 2)]
     pairs = combinations(found.values(), 2)
     different = [alike(vectors(one), vectors(other)) for one, other in pairs]
@@ -153,13 +166,18 @@ def controls(found: People) -> dict:
 
 
 def similarities(speaker: Speaker, found: People) -> list[dict]:
-    """One row a caller: replies in their voice, and in the stock voice for comparison."""
+    """A row for each caller: replies in their voice, and in the stock voice for comparison."""
     stock_replies = speaker.replies(speaker.stock, REPLIES)
     rows = []
     for person, some in found.items():
         voice = prompt(person, near(some, REFERENCE_S))
         replies = speaker.replies(voice, REPLIES)
-        others = [alike(replies, vectors(them)) for name, them in found.items() if name != person]
+        others = [
+            alike(replies, vectors(them))
+            for name, them in found.items()
+            if name.removesuffix(NARROW) != person.removesuffix(NARROW)
+        ]
+        said = np.concatenate([one.samples for one in some])
         own, before = alike(replies, vectors(some)), alike(stock_replies, vectors(some))
         rows.append(
             {
@@ -170,13 +188,34 @@ def similarities(speaker: Speaker, found: People) -> list[dict]:
                 "own minus others": round(own - float(np.mean(others)), 3),
                 "to the stock voice": round(alike(replies, stock_replies), 3),
                 "stock voice to the caller": round(before, 3),
+                "pitch": round(float(np.nanmedian(speaker.pitches)), 1),
+                "caller's pitch": round(median_pitch(said, SAMPLE_RATE), 1),
             }
         )
     return rows
 
 
+def gates(callers: list[dict]) -> list[dict]:
+    """A row for each bound with its figure."""
+
+    def column(name: str) -> np.ndarray:
+        return np.array([row[name] for row in callers], float)
+
+    pitch, wanted = np.log(column("pitch")), np.log(column("caller's pitch"))
+    follows = float(np.corrcoef(pitch, wanted)[0, 1]) if pitch.std() > 0 else 0.0
+    measured = (
+        float((column("to the caller") - column("stock voice to the caller")).mean()),
+        float(column("own minus others").mean()),
+        follows,
+    )
+    return [
+        {"gate": name, "measured": round(value, 3), "wanted": bound, "reached": value >= bound}
+        for (name, bound), value in zip(GATES.items(), measured, strict=True)
+    ]
+
+
 def drift(speaker: Speaker, found: People, turns: int) -> list[dict]:
-    """Similarity to the caller by quarters of a call, and its slope a turn."""
+    """Similarity to the caller in each quarter of a call, and its slope per turn."""
     rows = []
     said = {person: sum(one.seconds for one in some) for person, some in found.items()}
     for person in sorted(said, key=said.__getitem__, reverse=True)[:2]:
@@ -195,7 +234,7 @@ def drift(speaker: Speaker, found: People, turns: int) -> list[dict]:
 
 
 def lengths(speaker: Speaker, found: People, wanted: list[float]) -> list[dict]:
-    """By length of the reference, over the callers who have said so much."""
+    """Similarity by length of the reference audio, for callers with enough recordings."""
     rows = []
     for seconds in wanted:
         own, others, used = [], [], []
@@ -225,6 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", help="hub id, folder, or tiny")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--whole-context", action="store_true", help="whatever its folder says")
     parser.add_argument("--callers", type=Path, default=None, help="a folder for each person")
     parser.add_argument("--band", type=int, default=16_000, help="Hz that all sound is cut to")
     parser.add_argument("--turns", type=int, default=20, help="of the call that may drift")
@@ -232,15 +272,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", default=None, help="also write the JSON here")
     args = parser.parse_args()
-    ear = Ear(args.band)
-    found = people(args.callers, ear)
-    engine = Engine(EngineConfig(model=args.model, device=args.device, threads=args.threads))
-    engine.start()
-    engine.wait_ready(600)
-    speaker = Speaker(engine, ear)
+    encoder = SpeakerEncoder(args.band)
+    found = people(args.callers, encoder)
+    config = EngineConfig(
+        model=args.model,
+        device=args.device,
+        threads=args.threads,
+        whole_context=args.whole_context,
+    )
+    engine = ready_engine(config)
+    speaker = Speaker(engine, encoder)
     bounds = controls(found)
+    callers = similarities(
+        speaker,
+        found
+        | {name + NARROW: [narrow(one, encoder) for one in some] for name, some in found.items()},
+    )
     table("controls: recordings only", list(bounds), [list(bounds.values())])
-    callers = similarities(speaker, found)
+    reached = gates(callers)
+    show("gates", reached)
     show(f"replies of {args.model} in each caller's voice", callers)
     by_turn = drift(speaker, found, args.turns)
     show(f"similarity to the caller over {args.turns} turns", by_turn)
@@ -250,7 +300,7 @@ def main() -> None:
     if args.model == "tiny":
         print("\ntiny does not clone: these figures show the plumbing, not what CSM-1B does.")
     result = {"benchmark": "voice", "model": args.model, "band_hz": args.band // 2}
-    result |= {**machine(args.device), "controls": bounds, "callers": callers}
+    result |= {**machine(args.device), "controls": bounds, "callers": callers, "gates": reached}
     finish({**result, "drift": by_turn, "lengths": by_length}, args.out)
 
 

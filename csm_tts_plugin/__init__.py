@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .generator import (
+    from .agent import CallerVoiceAgent
+    from .caller.policy import ConsentPolicy
+    from .library.generator import (
         Generator,
         generate_streaming_audio,
         load_csm_1b,
@@ -22,17 +24,23 @@ if TYPE_CHECKING:
 
 _HOME = {
     "TTS": ".tts",
+    "CallerVoiceAgent": ".agent",
+    "ConsentPolicy": ".caller.policy",
     "Voice": ".voices.voice",
     "Consent": ".voices.voice",
-    "Generator": ".generator",
-    "generate_streaming_audio": ".generator",
-    "load_csm_1b": ".generator",
-    "load_reference_audio": ".generator",
+    "Generator": ".library.generator",
+    "generate_streaming_audio": ".library.generator",
+    "load_csm_1b": ".library.generator",
+    "load_reference_audio": ".library.generator",
 }
+
+_ENGINE_PACKAGES = ("torch", "torchaudio", "transformers", "safetensors")
 
 __all__ = [
     "TTS",
+    "CallerVoiceAgent",
     "Consent",
+    "ConsentPolicy",
     "Generator",
     "Voice",
     "__version__",
@@ -45,7 +53,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name], __name__), name)
+    try:
+        return getattr(import_module(_HOME[name], __name__), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _ENGINE_PACKAGES:
+            raise
+        raise ImportError(
+            f'{name} needs {error.name}; `pip install "csm-tts-plugin[engine]"`.', name=error.name
+        ) from None
 
 
 def __dir__() -> list[str]:

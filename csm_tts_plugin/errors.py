@@ -2,21 +2,22 @@
 
     CsmError
     ├── ConfigError            the settings cannot work          config
-    ├── ModelLoadError         the weights cannot be had         model
-    ├── RequestError           the caller asked for nonsense     bad_request
+    ├── ModelLoadError         the weights cannot be loaded      model
+    ├── RequestError           an invalid request                bad_request
     │   ├── TextError          text that cannot be spoken        bad_text
     │   ├── AudioError         audio that cannot be read         bad_audio
     │   ├── VoiceError         no such voice                     bad_voice
     │   └── ConsentError       a voice without valid consent     no_consent
     ├── AuthError              a missing or wrong key            unauthorized
+    │   └── ForbiddenError     a web page without permission     forbidden
     ├── BusyError              slots and queue are full          busy          retry
     ├── UnavailableError       no engine answers                 unavailable   retry
     ├── EngineTimeoutError     an engine answers too late        timeout       retry
     └── EngineError            the engine failed                 engine        retry
         └── NumericError       NaN or Inf in the logits          numeric
 
-`code` is what travels over the wire, `retryable` says whether the same request may succeed later.
-Messages name the cause and the cure in one sentence and never hold a caller's text, audio or key.
+`code` is the name in messages, `retryable` says whether the same request may succeed later.
+Messages name cause and remedy in one sentence and never contain a caller's text, audio or key.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import ClassVar
 
 
 class CsmError(Exception):
-    """Base of all; `str(error)` is one line for a person."""
+    """Base class; `str(error)` is one line for people."""
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
@@ -68,6 +69,10 @@ class AuthError(CsmError):
     code = "unauthorized"
 
 
+class ForbiddenError(AuthError):
+    code = "forbidden"
+
+
 class BusyError(CsmError):
     code = "busy"
     retryable = True
@@ -100,9 +105,9 @@ def _tree(cls: type[CsmError]) -> list[type[CsmError]]:
 _BY_CODE = {cls.code: cls for cls in _tree(CsmError)}
 
 CODES = tuple(_BY_CODE)
-"""Every code there is."""
+"""All codes."""
 
 
 def from_code(code: str, message: str, *, retry_after: float | None = None) -> CsmError:
-    """The error that a peer reported, as an exception; an unknown code becomes `CsmError`."""
+    """The exception for an error reported by a peer; `CsmError` for an unknown code."""
     return _BY_CODE.get(code, CsmError)(message, retry_after=retry_after)

@@ -1,12 +1,13 @@
-"""Where the time went, as OpenTelemetry spans and Prometheus figures: of turns and of utterances.
+"""Durations of turns and utterances, as OpenTelemetry spans and Prometheus metrics.
 
-Spans are off unless an OTLP endpoint is named. Whatever is exported goes through `_Discreet`, also
-what LiveKit records: numbers, and words out of a list, never a text or a name. Knows nothing of
-LiveKit; opentelemetry is imported when spans are wanted.
+Spans are off unless an OTLP endpoint is set. All exported spans, also LiveKit's, pass `_Discreet`,
+which keeps numbers and words of a list only, never texts or names. Independent of LiveKit;
+opentelemetry is imported only if spans are on.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,14 @@ from .config import TelemetryConfig, figures_folder
 from .errors import ConfigError
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
     from opentelemetry.trace import Span, Tracer
 
 _SCOPE = "csm_tts_plugin"
+_IN_ORDER = ("llm", "first_sentence", "first_audio", "playout")
+"""The parts of a turn after its end, in their order."""
 _FLUSH_MS = 3_000
 _NS = 1_000_000_000
 
@@ -60,9 +64,9 @@ _provider: TracerProvider | None = None
 
 
 def begin(service: str, config: TelemetryConfig | None = None) -> TracerProvider | None:
-    """Export spans of this process as `service`; the provider, or None where nobody wants them.
+    """Export spans of this process as `service`; returns the provider, None if spans are off.
 
-    Raises ConfigError where opentelemetry is not installed.
+    Raises ConfigError if opentelemetry is not installed.
     """
     global _provider
     config = config or TelemetryConfig.from_env()
@@ -85,13 +89,13 @@ def begin(service: str, config: TelemetryConfig | None = None) -> TracerProvider
 
 
 def flush() -> None:
-    """Send what is waiting; bounded in time. Blocks."""
+    """Send waiting spans. Blocks, for a limited time."""
     if _provider is not None:
         _provider.force_flush(_FLUSH_MS)
 
 
 def end() -> None:
-    """Send what is waiting and export no more."""
+    """Send waiting spans and stop exporting."""
     global _provider
     provider, _provider = _provider, None
     if provider is not None:
@@ -99,8 +103,40 @@ def end() -> None:
         provider.shutdown()
 
 
+def traceparent() -> str | None:
+    """The current span as W3C's header `traceparent`, for the engine's spans; None without one.
+    Imports nothing, because opentelemetry is loaded if there is a span.
+    """
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    here = trace.get_current_span().get_span_context()
+    if not here.is_valid:
+        return None
+    return f"00-{here.trace_id:032x}-{here.span_id:016x}-{here.trace_flags:02x}"
+
+
+def _within(parent: str | None) -> Context | None:
+    """The context of a span with a parent in another process; None starts a trace."""
+    if parent is None:
+        return None
+    from opentelemetry.trace import (
+        NonRecordingSpan,
+        SpanContext,
+        TraceFlags,
+        set_span_in_context,
+    )
+
+    _, trace_id, span_id, flags = parent.split("-")[:4]
+    there = SpanContext(
+        int(trace_id, 16), int(span_id, 16), True, TraceFlags(int(flags, 16) & TraceFlags.SAMPLED)
+    )
+    return set_span_in_context(NonRecordingSpan(there))
+
+
 def utterance(
     *,
+    parent: str | None = None,
     reason: str,
     frames: int,
     queued: float,
@@ -108,12 +144,15 @@ def utterance(
     first_audio: float,
     total: float,
 ) -> None:
-    """The engine's part, when it has ended: seconds since it was said, frames of 80 ms."""
+    """Record an utterance at its end: seconds since it was asked for, frames of 80 ms.
+
+    `parent`: the client's span as W3C's `traceparent`.
+    """
     if (tracer := _tracer()) is None:
         return
     ended = time.time()
     began = ended - total
-    span = tracer.start_span("csm.utterance", start_time=_ns(began))
+    span = tracer.start_span("csm.utterance", context=_within(parent), start_time=_ns(began))
     span.set_attributes({"csm.reason": reason, "csm.frames": frames, "csm.total_s": total})
     parts = {"queue": queued, "prefill": prefill, "first_frame": first_audio}
     at = 0.0
@@ -126,12 +165,14 @@ def utterance(
 
 
 def turn(heard: Mapping[str, Any], said: Mapping[str, Any], *, interrupted: bool) -> None:
-    """One reply: LiveKit's metrics of the caller's message, and of the reply to it."""
+    """Record one turn, by LiveKit's metrics of the caller's message and of the reply to it."""
     seconds = {
         "endpointing": heard.get("end_of_turn_delay"),
         "stt": heard.get("transcription_delay"),
         "llm": said.get("llm_node_ttft"),
+        "first_sentence": _first_sentence(said),
         "first_audio": said.get("tts_node_ttfb"),
+        "playout": said.get("playback_latency"),
         "e2e": said.get("e2e_latency"),
     }
     known = {part: float(value) for part, value in seconds.items() if value is not None}
@@ -142,24 +183,53 @@ def turn(heard: Mapping[str, Any], said: Mapping[str, Any], *, interrupted: bool
         _turn_span(tracer, known, heard.get("stopped_speaking_at"), interrupted)
 
 
+def turn_figures(heard: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a turn in seconds, by LiveKit's metrics of the user's message and of the reply.
+
+    `first_sentence`: from the LLM's first token until the text-to-speech has something to speak.
+    `playout`: from first audio until LiveKit's output takes it. `spoke_at`, `silent_at` and
+    `sounds_at` are the times at which the caller began and ended and the reply began, for matching
+    with a recording.
+    """
+    found = {
+        "spoke_at": heard.get("started_speaking_at"),
+        "silent_at": heard.get("stopped_speaking_at"),
+        "sounds_at": said.get("started_speaking_at"),
+        "endpointing": heard.get("end_of_turn_delay"),
+        "stt": heard.get("transcription_delay"),
+        "llm_ttft": said.get("llm_node_ttft"),
+        "first_sentence": _first_sentence(said),
+        "tts_first_audio": said.get("tts_node_ttfb"),
+        "playout": said.get("playback_latency"),
+        "e2e": said.get("e2e_latency"),
+    }
+    return {name: None if value is None else round(value, 3) for name, value in found.items()}
+
+
+def _first_sentence(said: Mapping[str, Any]) -> float | None:
+    token, sentence = said.get("llm_node_ttft"), said.get("llm_node_ttfs")
+    return None if token is None or sentence is None else max(0.0, float(sentence) - float(token))
+
+
 def _turn_span(
     tracer: Tracer, known: Mapping[str, float], silent_at: float | None, interrupted: bool
 ) -> None:
-    """From the caller's last word to the reply's first sound. What comes before the reply is laid
-    out from the left, the LLM and the first sound from the right: there they are told apart.
+    """A span from the end of the caller's speech to first audio of the reply, with its parts:
+    endpointing and speech-to-text from its beginning, the others up to its end.
     """
-    whole = known.get("e2e", sum(known.get(p, 0.0) for p in ("endpointing", "llm", "first_audio")))
+    whole = known.get("e2e", sum(known.get(part, 0.0) for part in ("endpointing", *_IN_ORDER)))
     began = time.time() - whole if silent_at is None else silent_at
     sounds = began + whole
-    speaks = sounds - known.get("first_audio", 0.0)
     span = tracer.start_span("csm.turn", start_time=_ns(began))
     span.set_attribute("csm.interrupted", interrupted)
     places = {
         "endpointing": (began, began + known.get("endpointing", 0.0)),
         "stt": (began, began + known.get("stt", 0.0)),
-        "llm": (speaks - known.get("llm", 0.0), speaks),
-        "first_audio": (speaks, sounds),
     }
+    until = sounds
+    for part in reversed(_IN_ORDER):
+        places[part] = (until - known.get(part, 0.0), until)
+        until = places[part][0]
     for part, value in known.items():
         span.set_attribute(f"csm.{part}_s", round(value, 6))
         if part in places:
@@ -183,10 +253,10 @@ def _ns(seconds: float) -> int:
 
 
 def discreet(exporter: SpanExporter) -> SpanExporter:
-    """The exporter, to which nothing comes that a caller said, or who it was.
+    """An exporter that removes everything that could hold a caller's words or identity.
 
-    Left of a span: times, numbers, the words of `_WORDS`, and whether it failed; no events, whose
-    messages may quote anything.
+    Kept of a span: times, numbers, the values of `_WORDS`, and whether it failed; no events, whose
+    messages may contain anything.
     """
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter

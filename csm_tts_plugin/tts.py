@@ -1,7 +1,8 @@
-"""CSM as a LiveKit text-to-speech: the one place, with `offline/`, that imports livekit.
+"""CSM as a LiveKit text-to-speech plugin.
 
-A `TTS` is the voice of one call: its replies share a conversation in the engine, so that each goes
-on from the ones before it. Sound comes at 24 kHz and is resampled here, continuously in a reply.
+A `TTS` is the voice of one call: its replies share a conversation in the engine, so that each has
+the ones before it as context. Audio arrives at 24 kHz and is resampled here, continuously within a
+reply.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -30,9 +31,10 @@ from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, NOT_GIVEN, NotGive
 from livekit import rtc
 
 from .audio.resample import to_float32
-from .call import Call, Manner, check_seconds, wire_voice
+from .client.call import Call, Manner, check_seconds, wire_voice
+from .client.engines import engine_for
+from .client.reply import Reply, Sentence, Sentences, numbered
 from .config import OUTPUT_RATES, SAMPLE_RATE, EngineConfig
-from .engines import engine_for
 from .errors import (
     AuthError,
     BusyError,
@@ -43,30 +45,33 @@ from .errors import (
     RequestError,
     UnavailableError,
 )
-from .reply import Reply, Sentence, Sentences, numbered
-from .text import SentenceSplitter
+from .text.cleaning import Cleaner, clean
+from .text.stream import Pace, TextStream, Tokens
 from .voices.voice import Voice
 
 logger = logging.getLogger("csm_tts_plugin")
 
 _FRAME_MS = 40
-"""Of the frames given to LiveKit: what the emitter holds back at most, but for its 10 ms tail."""
-_PAUSE_S = 0.05
-"""A stream of text that rests so long behind a full stop has ended its sentence."""
+"""Length of the frames given to LiveKit, which is the most that the emitter holds back, apart from
+10 ms."""
 
 
 class TTS(tts.TTS[Any]):
     """Streaming speech in a consented voice.
 
-    model: hub id, folder, or `tiny`; None: CSM_MODEL, else CSM-1B. Where an engine is named by
-        `engine_url` (or CSM_ENGINE_URL; one or several, tried in turn) the model is that engine's.
-        Else an engine process is started, shared by all `TTS` of this process with the same model.
-    voice: a `Voice`, the id of one that the engine has stored, or None: the stock voice, nobody's.
+    model: hub id, folder, or `tiny`; None: CSM_MODEL, else CSM-1B. Ignored with an engine from
+        `engine_url` (or CSM_ENGINE_URL; one or several), which has its own model. Without one an
+        engine process is started, shared by all `TTS` of this process with the same model.
+    voice: a `Voice`, the id of a voice stored on the engine, or None: the stock voice.
     sample_rate: 8000, 16000, 24000 or 48000 Hz.
     api_key: the engine's key; None: CSM_ENGINE_KEY.
-    temperature, top_k, seed: how it is sampled; None: the checkpoint's defaults.
-    max_seconds: of one sentence; None: derived from its length.
-    tokenizer: splits the text in place of ours, which lets the first sentence go at once.
+    temperature, top_k, seed: sampling options; None: the checkpoint's defaults.
+    max_seconds: the longest duration of one sentence; None: derived from its length.
+    first_piece_s: seconds after which a reply begins with the first clause of a sentence that is
+        still arriving or, if text arrives slower than speech, with its words so far. This gives
+        earlier first audio with a slow LLM, but worse intonation. None: whole sentences only.
+    tokenizer: a LiveKit tokenizer that splits the text instead of ours, which is the fastest for
+        the first sentence.
 
     Raises ConfigError, VoiceError. `aclose` frees everything: nothing in a session calls it, so
     `ctx.add_shutdown_callback(tts.aclose)`.
@@ -84,6 +89,7 @@ class TTS(tts.TTS[Any]):
         temperature: float | None = None,
         top_k: int | None = None,
         max_seconds: float | None = None,
+        first_piece_s: float | None = None,
         tokenizer: tokenize.SentenceTokenizer | None = None,
     ) -> None:
         if sample_rate not in OUTPUT_RATES:
@@ -98,7 +104,11 @@ class TTS(tts.TTS[Any]):
         self._model = model or config.model
         self._engine = engine_for(replace(config, model=self._model), engine_url, api_key)
         manner = Manner(wire_voice(voice), temperature, top_k, seed)
+        self._voice = voice
         self._max_seconds = check_seconds(max_seconds)
+        if first_piece_s is not None and not 0 <= first_piece_s <= 60:
+            raise ConfigError(f"first_piece_s must be from 0 to 60 s, got {first_piece_s}.")
+        self._first_piece_s = first_piece_s
         self._tokenizer = tokenizer
         self._call = Call(self._engine.client, manner)
         self._last: Reply | None = None
@@ -107,6 +117,11 @@ class TTS(tts.TTS[Any]):
     @property
     def model(self) -> str:
         return self._model
+
+    @property
+    def voice(self) -> Voice | str | None:
+        """The current voice, as it was given; None: the stock voice."""
+        return self._voice
 
     @property
     def provider(self) -> str:
@@ -135,11 +150,12 @@ class TTS(tts.TTS[Any]):
         seed: NotGivenOr[int | None] = NOT_GIVEN,
         max_seconds: NotGivenOr[float | None] = NOT_GIVEN,
     ) -> None:
-        """From the next sentence on, also within a reply; what is being spoken ends as it began.
+        """Change options from the next sentence on, also within a reply.
 
-        The engine is told of a voice at once: it reads it ahead, and forgets the one given up.
-        Sampling and `max_seconds` count for what is handed to it from now on; up to four sentences
-        of a reply may be there already. Raises ConfigError, VoiceError, and changes nothing then.
+        The engine is told of a voice at once: it prefills the new one and drops the old one.
+        Sampling and `max_seconds` apply to sentences sent from now on; up to four sentences of a
+        reply may be at the engine already. Raises ConfigError, VoiceError, and then changes
+        nothing.
         """
         changes: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "seed": seed}
         changes = {name: value for name, value in changes.items() if utils.is_given(value)}
@@ -148,6 +164,8 @@ class TTS(tts.TTS[Any]):
         manner = replace(self._call.manner, **changes)
         if utils.is_given(max_seconds):
             self._max_seconds = check_seconds(max_seconds)
+        if utils.is_given(voice):
+            self._voice = voice
         if manner != self._call.manner:
             self._call.change(manner)
 
@@ -158,7 +176,7 @@ class TTS(tts.TTS[Any]):
         audio: rtc.AudioFrame | np.ndarray[Any, Any] | bytes | None = None,
         sample_rate: int | None = None,
     ) -> None:
-        """Context of the call: what the caller, or anybody else but this voice, said.
+        """Add a turn of the caller, or of any other speaker but this voice, to the context.
 
         `audio`: a frame, or samples ([n] or [n, channels], float32 in [-1, 1] or int16), or mono
         16-bit PCM; all but a frame need `sample_rate`. Returns at once; the engine is told in the
@@ -173,10 +191,11 @@ class TTS(tts.TTS[Any]):
         self._call.add_turn(speaker, text, samples, sample_rate or 0)
 
     def interrupted(self, heard_seconds: float) -> None:
-        """Of the last reply only so much was heard: what came after it is no context of the next.
+        """Report that only `heard_seconds` of the last reply were heard; the rest is removed from
+        the context.
 
-        A session knows it from `playback_finished` of its audio output. Without it the engine goes
-        by its own clock, and knows nothing of what a caller breaks off after it was made.
+        A session knows this from `playback_finished` of its audio output. Without it the engine
+        uses its own clock, and does not notice an interruption after the audio was generated.
         """
         if self._last is not None:
             self._last.heard(max(0.0, heard_seconds))
@@ -185,6 +204,20 @@ class TTS(tts.TTS[Any]):
         """Start the engine and open the conversation, in the background."""
         self._engine.start()
         self._call.open_ahead()
+
+    async def engine_facts(self) -> dict[str, str]:
+        """Participant attributes of the engine, once it is ready: `csm.model`, `csm.device`, and
+        `csm.clones`, `true` or `false` (not there with an older engine).
+
+        Raises CsmError without an engine.
+        """
+        status = await (await self._engine.client()).status()
+        facts = {
+            f"csm.{name}": str(status[name]) for name in ("model", "device") if status.get(name)
+        }
+        if isinstance(status.get("clones"), bool):
+            facts["csm.clones"] = "true" if status["clones"] else "false"
+        return facts
 
     def _reply(self, emitter: tts.AudioEmitter, timeout: float) -> Reply:
         self._last = Reply(
@@ -201,7 +234,7 @@ class TTS(tts.TTS[Any]):
 
 
 class ChunkedStream(tts.ChunkedStream):
-    """A whole text, spoken sentence by sentence."""
+    """A complete text, spoken sentence by sentence."""
 
     def __init__(self, *, tts: TTS, input_text: str, conn_options: APIConnectOptions) -> None:
         super().__init__(tts=tts, input_text=input_text, conn_options=conn_options)
@@ -211,14 +244,18 @@ class ChunkedStream(tts.ChunkedStream):
         _initialize(output_emitter, self._csm, stream=False)
         reply = self._csm._reply(output_emitter, self._conn_options.timeout)
         with _api_errors():
-            await reply.speak(self._sentences(), self._note)
+            sentences = _at_least_one(self._sentences(), lambda: bool(self._input_text.strip()))
+            await reply.speak(sentences, self._note)
 
     async def _sentences(self) -> Sentences:
         if (tokenizer := self._csm._tokenizer) is not None:
-            sentences = tokenizer.tokenize(self._input_text)
+            text, tokens = clean(self._input_text), Tokens()
+            tokens.feed(text)
+            found = tokenizer.tokenize(text)
+            sentences = [sentence for token in found for sentence in tokens.sentences(token)]
         else:
-            splitter = SentenceSplitter()
-            sentences = splitter.push(self._input_text) + splitter.flush()
+            stream = TextStream()
+            sentences = stream.push(self._input_text) + stream.flush()
         for sentence in numbered(sentences, more_to_come=False):
             yield sentence
 
@@ -232,6 +269,8 @@ class SynthesizeStream(tts.SynthesizeStream):
     def __init__(self, *, tts: TTS, conn_options: APIConnectOptions) -> None:
         super().__init__(tts=tts, conn_options=conn_options)
         self._csm = tts
+        self._given = False
+        """Whether there was any text."""
 
     async def _run(self, output_emitter: tts.AudioEmitter) -> None:
         _initialize(output_emitter, self._csm, stream=True)
@@ -240,51 +279,87 @@ class SynthesizeStream(tts.SynthesizeStream):
         sentences = self._tokenized(tokenizer) if tokenizer else self._sentences()
         reply = self._csm._reply(output_emitter, self._conn_options.timeout)
         with _api_errors():
-            await reply.speak(sentences, self._note)
+            await reply.speak(_at_least_one(sentences, lambda: self._given), self._note)
         output_emitter.end_segment()
 
     async def _sentences(self) -> Sentences:
-        splitter, rested = SentenceSplitter(), False
+        stream, pace, rested = TextStream(), Pace(), False
+        clock = asyncio.get_running_loop().time
+        began, early = 0.0, self._csm._first_piece_s
         while True:
-            patience = _PAUSE_S if splitter.pending and not rested else None
+            patience = pace.patience if stream.pending and not rested else None
             rested = False
             try:
                 async with asyncio.timeout(patience):
                     item = await self._input_ch.recv()
                 ended = isinstance(item, self._FlushSentinel)
-                sentences = splitter.flush() if ended else splitter.push(str(item))
+                sentences = stream.flush() if ended else stream.push(self._text(item))
+                pace.arrived(clock())
+                began = began or clock()
             except TimeoutError:
-                rested, sentences = True, splitter.settle()
+                rested, sentences = True, stream.settle()
             except utils.aio.ChanClosed:
                 break
-            for sentence in numbered(sentences, more_to_come=splitter.pending):
+            if early is not None and not sentences and clock() - began >= early:
+                sentences = stream.piece(clock() - began)
+            if sentences:
+                early = None
+            for sentence in numbered(sentences, more_to_come=stream.pending):
                 yield sentence
-        for sentence in numbered(splitter.flush(), more_to_come=False):
+                pace.interrupted()
+        for sentence in numbered(stream.flush(), more_to_come=False):
             yield sentence
 
     async def _tokenized(self, tokenizer: tokenize.SentenceTokenizer) -> Sentences:
-        stream = tokenizer.stream()
+        """Sentences by the user's tokenizer, from cleaned text and with the same length limit."""
+        stream, cleaner, tokens = tokenizer.stream(), Cleaner(), Tokens()
+
+        def push(text: str) -> None:
+            tokens.feed(text)
+            if text:
+                stream.push_text(text)
 
         async def forward() -> None:
             async for item in self._input_ch:
-                stream.flush() if isinstance(item, self._FlushSentinel) else stream.push_text(item)
+                if isinstance(item, self._FlushSentinel):
+                    push(cleaner.flush())
+                    stream.flush()
+                else:
+                    push(cleaner.push(self._text(item)))
+            push(cleaner.flush())
             stream.end_input()
 
         forwarding = asyncio.create_task(forward(), name="csm-tokenizer-input")
         try:
             async for event in stream:
-                yield Sentence(event.token, more=False)
+                for sentence in numbered(tokens.sentences(event.token), more_to_come=False):
+                    yield sentence
         finally:
             await utils.aio.cancel_and_wait(forwarding)
             await stream.aclose()
+
+    def _text(self, item: Any) -> str:
+        self._given = self._given or bool(str(item).strip())
+        return str(item)
 
     def _note(self, call: Call) -> None:
         self._mark_started()
         self._acquire_time, self._connection_reused = call.acquired, call.reused
 
 
+async def _at_least_one(sentences: Sentences, given: Callable[[], bool]) -> Sentences:
+    """Yields one empty sentence for a text that was only markup, which is spoken as silence."""
+    none = True
+    async with aclosing(sentences):
+        async for sentence in sentences:
+            none = False
+            yield sentence
+    if none and given():
+        yield Sentence("", more=False)
+
+
 class _Sink:
-    """A reply's sound and sentences, into LiveKit's emitter."""
+    """Passes a reply's audio and sentences to LiveKit's emitter."""
 
     def __init__(self, emitter: tts.AudioEmitter) -> None:
         self._emitter = emitter
@@ -309,7 +384,7 @@ def _initialize(emitter: tts.AudioEmitter, owner: TTS, *, stream: bool) -> None:
 
 @contextmanager
 def _api_errors() -> Iterator[None]:
-    """Whatever fails becomes what LiveKit retries and reports; other errors it would not."""
+    """Map every failure to an APIError: LiveKit retries and reports nothing else."""
     try:
         yield
     except APIError:

@@ -15,7 +15,7 @@ FILL = {BLUE: "#e8f0f6", ORANGE: "#fbeee4", SAND: "#f5f1e4", GREY: "#f2f4f5"}
 
 
 def frame(axes, x, y, w, h, title, under, colour):
-    """A process: a light box with its name on top."""
+    """Draws a process: a light box with its name on top."""
     style = "round,pad=0,rounding_size=0.12"
     axes.add_patch(FancyBboxPatch((x, y), w, h, style, fc=FILL[colour], ec=colour, lw=1.3))
     axes.text(x + 0.18, y + h - 0.16, title, va="top", size=11, weight="bold", color=colour)
@@ -48,7 +48,7 @@ def caller_and_livekit(axes):
     box(axes, 0.1, 3.4, 1.3, 0.9, "Caller", "browser, app\nor telephone", GREY)
     box(axes, 2.0, 3.4, 1.35, 0.9, "LiveKit server", "rooms, WebRTC,\ndispatch", GREY)
     arrow(axes, (1.4, 3.85), (2.0, 3.85), "WebRTC", both=True)
-    arrow(axes, (3.35, 3.85), (4.2, 3.85), "hears", (3.62, 3.9))
+    arrow(axes, (3.35, 3.85), (4.2, 3.85), "audio", (3.62, 3.9))
 
 
 def services(axes):
@@ -56,8 +56,8 @@ def services(axes):
     axes.text(
         4.13,
         6.07,
-        "a service (LiveKit Inference, OpenAI's protocol), or a process\n"
-        "of the worker's own: Whisper base and SmolLM2, no keys",
+        "a service (LiveKit Inference, OpenAI's protocol), or offline in\n"
+        "a process of the worker: Whisper base and SmolLM2",
         va="top",
         size=7.7,
         color=GREY,
@@ -67,10 +67,10 @@ def services(axes):
 
 
 def worker(axes):
-    frame(axes, 3.95, 0.3, 4.1, 4.9, "agent worker", "agent.py, a process a call", BLUE)
+    frame(axes, 3.95, 0.3, 4.1, 4.9, "agent worker", "CallerVoiceAgent", BLUE)
     box(axes, 4.2, 3.4, 0.8, 0.9, "VAD", "end of\nturn", BLUE)
     box(axes, 5.35, 3.4, 1.0, 0.9, "STT", "words of\nthe turn", BLUE)
-    box(axes, 6.75, 3.4, 1.0, 0.9, "LLM", "the reply,\nas it is made", BLUE)
+    box(axes, 6.75, 3.4, 1.0, 0.9, "LLM", "streams\nthe reply", BLUE)
     arrow(axes, (5.0, 3.85), (5.35, 3.85))
     arrow(axes, (6.35, 3.85), (6.75, 3.85))
     box(
@@ -79,12 +79,12 @@ def worker(axes):
         1.98,
         1.75,
         0.9,
-        "caller's ear",
-        "3 to 15 s of speech\nand its words, only\nwith consent",
+        "caller's turns",
+        "3 to 15 s of speech\nwith transcript, only\nwith consent",
         BLUE,
     )
     arrow(axes, (5.6, 3.4), (5.3, 2.88))
-    box(axes, 6.2, 1.98, 1.55, 0.9, "sentences", "each goes as soon\nas it is complete", BLUE)
+    box(axes, 6.2, 1.98, 1.55, 0.9, "sentences", "each is sent when\nit is complete", BLUE)
     arrow(axes, (7.25, 3.4), (7.25, 2.88))
     box(
         axes,
@@ -93,7 +93,7 @@ def worker(axes):
         3.55,
         0.9,
         "TTS plugin (tts.py)",
-        "one conversation a call, errors typed,\nresampled to 8, 16, 24 or 48 kHz",
+        "one conversation per call, typed errors,\nresampled to 8, 16, 24 or 48 kHz",
         BLUE,
     )
     arrow(axes, (4.97, 1.98), (4.97, 1.45), "voice, turns", (5.05, 1.72), ha="left", va="center")
@@ -121,8 +121,8 @@ def engine(axes):
         4.5,
         1.25,
         "server: event loop",
-        "a session a socket: limits, key, consent record checked\n"
-        "an outbox a session, bounded: a slow reader harms nobody else\n"
+        "one session per socket; checks limits, key and consent record\n"
+        "one bounded outbox per session: a slow client delays no other\n"
         "/v1/stream  /ws  /v1/audio/speech  /v1/voices  /readyz  /metrics",
         ORANGE,
     )
@@ -165,13 +165,13 @@ def engine(axes):
         size=7.7,
         color=GREY,
     )
-    box(axes, 9.8, 2.05, 1.25, 0.9, "schedule", "who reads,\nwho speaks", ORANGE)
-    box(axes, 11.22, 2.05, 1.25, 0.9, "read", "a bounded piece\nof a prompt", ORANGE)
-    box(axes, 12.64, 2.05, 1.25, 0.9, "frame step", "80 ms for all\nwho speak", ORANGE)
+    box(axes, 9.8, 2.05, 1.25, 0.9, "schedule", "prefill or frame,\nfor which streams", ORANGE)
+    box(axes, 11.22, 2.05, 1.25, 0.9, "prefill", "a bounded piece\nof a prompt", ORANGE)
+    box(axes, 12.64, 2.05, 1.25, 0.9, "frame step", "80 ms for all\nstreams", ORANGE)
     arrow(axes, (11.05, 2.5), (11.22, 2.5))
     arrow(axes, (12.47, 2.5), (12.64, 2.5))
-    box(axes, 9.8, 0.75, 1.25, 0.9, "depth loop", "all codebooks,\nsampling inside", ORANGE)
-    box(axes, 11.22, 0.75, 1.25, 0.9, "Mimi", "codes to sound,\nwith memory", ORANGE)
+    box(axes, 9.8, 0.75, 1.25, 0.9, "depth decoder", "all codebooks,\nsampling inside", ORANGE)
+    box(axes, 11.22, 0.75, 1.25, 0.9, "Mimi", "codes to audio,\nstreaming", ORANGE)
     box(axes, 12.64, 0.75, 1.25, 0.9, "backbone", "reads the new\nframe", ORANGE)
     arrow(axes, (11.05, 1.2), (11.22, 1.2))
     arrow(axes, (12.47, 1.2), (12.64, 1.2))
@@ -186,7 +186,7 @@ def between(axes):
     axes.plot([9.6, 8.9], [4.95, 4.95], color=ORANGE, lw=1.2)
     axes.plot([8.9, 8.9], [4.95, 0.85], color=ORANGE, lw=1.2)
     arrow(axes, (8.9, 0.85), (7.75, 0.85), colour=ORANGE)
-    axes.text(8.75, 5.5, "WebSocket:\nJSON there,\nPCM back", ha="center", va="bottom", size=7.7)
+    axes.text(8.75, 5.5, "WebSocket:\nJSON out,\nPCM back", ha="center", va="bottom", size=7.7)
 
 
 def others(axes):
@@ -197,11 +197,11 @@ def others(axes):
         5.68,
         2.85,
         0.62,
-        "client.py, say --engine-url",
-        "the same socket, from anywhere",
+        "client, say --engine-url",
+        "the same WebSocket protocol",
         GREY,
     )
-    box(axes, 0.3, 4.9, 2.85, 0.66, "generator.py", "the frame step in a process of your own", GREY)
+    box(axes, 0.3, 4.9, 2.85, 0.66, "library", "the frame step in your own process", GREY)
 
 
 def main():

@@ -1,6 +1,6 @@
 """`make call`: a whole call on this machine, recorded.
 
-A real LiveKit server, the agent's worker and a caller who speaks recordings run as three processes;
+Three processes run: a real LiveKit server, the agent's worker, and a caller that plays recordings.
 `out/` gets call.wav (caller left, agent right), call.png, call.json and a log of each process.
 """
 
@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dotenv import load_dotenv
-
+from csm_tts_plugin.config import load_env_file
+from csm_tts_plugin.errors import ConfigError
 from livekit import api
 
-from . import call_report, pins
+from . import call_heard, call_report, pins
 from .caller import Line
 from .children import Child
 from .livekit_server import LiveKitServer, ServerError
@@ -29,24 +29,50 @@ from .worker import Progress, Worker, WorkerError
 
 CALL_LIMIT_S = 600.0
 INTERRUPTED_TURN = 2
-"""The reply to this turn is broken into, when there is a turn after it."""
-INTERRUPT_AFTER_S = 1.5
+"""The caller interrupts the reply to this turn if another turn follows."""
+INTERRUPT_AFTER_S = 0.4
 OUR_LINES = (0, 2, 3, 4)
-"""Which of the set-up's recordings are spoken, one a turn; the first makes a good reference."""
+"""Indices in `pins.SPEECH` of the recordings, one per turn. The first is a good reference."""
+
+GREETING = "Hello, I am listening. Please read me a line of your book."
+INSTRUCTIONS = """\
+You listen to someone reading a novel aloud. Say one short, friendly sentence about the people in \
+the line you just heard.
+
+Caller: Hello, who are you?
+You: I am your reading companion, please read me your story.
+
+Caller: It is a truth universally acknowledged, that a single man in possession of a good fortune \
+must be in want of a wife.
+You: It seems that every rich young man needs a wife in this town.
+
+Caller: She was a woman of mean understanding, little information, and uncertain temper.
+You: It seems that she was not easy to live with.
+
+Caller: Thank you, goodbye.
+You: Goodbye, I liked your story.
+
+Caller: He left the house that morning and never came back.
+You: I wonder where he went, and who will miss him.
+
+Caller: Had she been kinder to her sister, they might have been friends.
+You: It seems that a little kindness would have made them happy.
+"""
+"""Instructions for the agent of `make call`: the recordings are lines of a novel."""
 
 
 class CallError(Exception):
-    """`str(error)` is one line: the cause and the cure."""
+    """`str(error)` is one line: the cause and the remedy."""
 
 
 def chosen_lines(wanted: str) -> list[Line]:
-    """`wanted`: names of recordings, one a turn; empty: ours. Raises CallError."""
+    """`wanted`: names of recordings, one per turn; empty: the default ones. Raises CallError."""
     folder = TOOLS / pins.SPEECH_FOLDER
     ours = [folder / f"{pins.SPEECH[index].name}.wav" for index in OUR_LINES]
     files = [Path(name) for name in shlex.split(wanted)] or ours
     for file in files:
         if not file.is_file():
-            raise CallError(f"There is no recording {file}; correct CALLER or run `make setup`.")
+            raise CallError(f"{file} does not exist; correct CALLER or run `make setup`.")
     lines = []
     for turn, file in enumerate(files, 1):
         breaks_in = turn == INTERRUPTED_TURN + 1
@@ -55,7 +81,7 @@ def chosen_lines(wanted: str) -> list[Line]:
         try:
             line.load()
         except Exception as error:
-            raise CallError(f"{line.file} cannot be read as sound ({error}); try WAV.") from None
+            raise CallError(f"{line.file} cannot be read as audio ({error}); try WAV.") from None
     return lines
 
 
@@ -72,7 +98,7 @@ def caller_token(server: LiveKitServer, room: str) -> str:
 def run_caller(
     server: LiveKitServer, lines: list[Line], out: Path, worker: Worker, progress: Progress
 ) -> list[dict[str, Any]]:
-    """The caller's events; the last is `failed` when the call went wrong. Raises CallError."""
+    """Returns the caller's events; the last is `failed` if the call failed. Raises CallError."""
     events: list[dict[str, Any]] = []
 
     def on_line(text: str) -> None:
@@ -94,7 +120,7 @@ def run_caller(
         until = time.monotonic() + CALL_LIMIT_S
         while (code := caller.wait(0.5)) is None:
             if worker.child.code is not None:
-                raise CallError(f"The agent ended in the call: {worker.last_word()}")
+                raise CallError(f"The agent ended during the call: {worker.last_word()}")
             if time.monotonic() > until:
                 raise CallError(f"The call did not end within {CALL_LIMIT_S:.0f} s.")
         if code != 0 and not any(event["event"] == "failed" for event in events):
@@ -103,7 +129,7 @@ def run_caller(
 
 
 def make_call(out: Path, progress: Progress) -> int:
-    """Runs the call and writes its report; the exit code.
+    """Runs the call, writes its report and returns the exit code.
 
     Raises CallError, ServerError or WorkerError.
     """
@@ -111,6 +137,8 @@ def make_call(out: Path, progress: Progress) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for stale in ("call.wav", "call.png", "call.json"):
         (out / stale).unlink(missing_ok=True)
+    for name, ours in (("AGENT_INSTRUCTIONS", INSTRUCTIONS), ("AGENT_GREETING", GREETING)):
+        os.environ[name] = os.environ.get(name) or ours
     progress.say("starting a LiveKit server on loopback")
     with LiveKitServer(out / "livekit-server.log") as server:
         progress.say(f"starting the agent, model {os.environ.get('CSM_MODEL') or 'tiny'}")
@@ -121,6 +149,7 @@ def make_call(out: Path, progress: Progress) -> int:
             events = run_caller(server, lines, out, worker, progress)
             progress.say("the caller has hung up; stopping the agent")
     report = call_report.build(events, out / "call.wav")
+    call_heard.listen(report)
     call_report.write(report, out)
     print(call_report.timeline(report))
     failure = call_report.failure(events, report, len(lines))
@@ -134,18 +163,19 @@ def _shown(path: Path) -> Path:
 
 
 def main() -> int:
-    load_dotenv(ROOT / ".env")
-    # Both by way of every `finally`; SIGINT explicitly, for a shell's background job ignores it.
+    # Both signals raise an exception, so every `finally` runs. SIGINT is set explicitly because a
+    # shell's background job ignores it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     out = Path(os.environ.get("OUT") or ROOT / "out")
     try:
+        load_env_file(ROOT / ".env")
         return make_call(out, Progress())
-    except (CallError, ServerError, WorkerError) as error:
+    except (ConfigError, CallError, ServerError, WorkerError) as error:
         print(f"call failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("call ended by hand; all its processes are stopped.", file=sys.stderr)
+        print("call interrupted; all its processes are stopped.", file=sys.stderr)
         return 130
 
 

@@ -1,4 +1,4 @@
-"""Draws a call: both voices over time, the turns behind them, and how long each reply took."""
+"""Draws a call: both waveforms, the turns as shaded spans, and the parts of each latency."""
 
 from __future__ import annotations
 
@@ -12,10 +12,22 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
+from csm_tts_plugin.files import WholeFile
+
+from .call_turns import PARTS
+
 if TYPE_CHECKING:
-    from .call_report import Report, Turn
+    from .call_turns import Report, Turn
 
 CALLER, STOCK, CLONED, WAIT = "#2f6f9f", "#8a8a8a", "#c8641e", "#d9b310"
+SHADES = {
+    "turn_end": "#7a9cb8",
+    "llm": "#b8a07a",
+    "first_sentence": "#d9c8a0",
+    "first_audio": "#c8641e",
+    "playout": "#9fb58f",
+    "way_back": "#d8d8d8",
+}
 
 
 def draw(report: Report, path: Path) -> None:
@@ -37,14 +49,15 @@ def draw(report: Report, path: Path) -> None:
     voices[1].set_ylabel("agent")
     voices[1].set_xlabel("seconds")
     voices[0].tick_params(labelbottom=False)
-    _legend(voices[0])
+    _legend(voices[0], report)
     _latencies(parts, report)
-    figure.savefig(path, dpi=110)
+    with WholeFile(path) as whole:
+        figure.savefig(whole.file, dpi=110)
     plt.close(figure)
 
 
 def _wave(axis: Any, report: Report, side: int, colour: Any) -> None:
-    """Peaks of 20 ms, so that a minute of sound is drawn in a moment."""
+    """Draws the peaks of 20 ms blocks, which is fast for a minute of audio."""
     step = report.rate // 50
     samples = report.sound[: len(report.sound) // step * step, side].reshape(-1, step)
     times = np.arange(len(samples)) / 50
@@ -64,12 +77,12 @@ def _wave(axis: Any, report: Report, side: int, colour: Any) -> None:
 def _colour_at(report: Report, at: float) -> str:
     for turn in report.turns:
         if turn.heard and turn.heard[0] - 0.1 <= at <= turn.heard[1] + 0.3:
-            return _voice_colour(turn)
+            return _voice_colour(report, turn)
     return STOCK
 
 
-def _voice_colour(turn: Turn) -> str:
-    return STOCK if turn.voice in (None, "stock") else CLONED
+def _voice_colour(report: Report, turn: Turn) -> str:
+    return STOCK if report.voice_of(turn) in (None, "stock") else CLONED
 
 
 def _shade(axes: Any, report: Report) -> None:
@@ -79,7 +92,7 @@ def _shade(axes: Any, report: Report) -> None:
         axes[0].text(turn.said[0], top, f" turn {number}", va="top", fontsize=9, color=CALLER)
         if turn.heard is None:
             continue
-        axes[1].axvspan(*turn.heard, color=_voice_colour(turn), alpha=0.12, lw=0)
+        axes[1].axvspan(*turn.heard, color=_voice_colour(report, turn), alpha=0.12, lw=0)
         for axis in axes:
             axis.axvspan(turn.said[1], turn.heard[0], color=WAIT, alpha=0.30, lw=0)
         low, high = axes[1].get_ylim()
@@ -88,43 +101,36 @@ def _shade(axes: Any, report: Report) -> None:
             axes[1].text(turn.heard[0], high, " interrupted", va="top", fontsize=9)
 
 
-def _legend(axis: Any) -> None:
-    entries = [
-        Patch(color=CALLER, label="caller"),
-        Patch(color=STOCK, label="agent, stock voice"),
-        Patch(color=CLONED, label="agent, the caller's voice"),
-        Patch(color=WAIT, alpha=0.4, label="end of speech to first reply sample"),
-    ]
+def _legend(axis: Any, report: Report) -> None:
+    entries = [Patch(color=CALLER, label="caller"), Patch(color=STOCK, label="agent, stock voice")]
+    if report.clones:
+        entries.append(Patch(color=CLONED, label="agent, the caller's voice"))
+    entries.append(Patch(color=WAIT, alpha=0.4, label="end of speech to first reply sample"))
+    columns = len(entries)
     axis.legend(
-        handles=entries, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, frameon=False
+        handles=entries, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, frameon=False
     )
 
 
 def _latencies(axis: Any, report: Report) -> None:
-    """One bar a turn, as it was spent; what LiveKit and the network take is the rest of e2e."""
-    shades = {
-        "end of turn, with STT": "#7a9cb8",
-        "LLM": "#b8a07a",
-        "first audio": "#c8641e",
-        "LiveKit and network": "#d8d8d8",
-    }
+    """Draws one bar per turn, divided into the parts of its latency."""
     turns = [(n, turn) for n, turn in enumerate(report.turns, 1) if turn.e2e is not None]
     for row, (_, turn) in enumerate(turns):
         left = 0.0
-        values = [turn.endpointing or 0.0, turn.llm_ttft or 0.0, turn.tts_first_audio or 0.0]
-        rest = max(0.0, (turn.e2e or 0.0) - sum(values))
-        for colour, value in zip(shades.values(), [*values, rest], strict=True):
-            axis.barh(row, value, left=left, color=colour, height=0.55)
-            left += value
-        axis.plot([turn.e2e, turn.e2e], [row - 0.4, row + 0.4], color="black", lw=2)
-        axis.text((turn.e2e or 0.0) + 0.02, row, f"{turn.e2e:.2f} s", va="center", fontsize=9)
+        for name, seconds in turn.parts.items():
+            axis.barh(row, seconds, left=left, color=SHADES[name], height=0.55)
+            if seconds >= 0.05:
+                middle = left + seconds / 2
+                axis.text(middle, row, f"{seconds:.2f}", va="center", ha="center", fontsize=8)
+            left += seconds
+        axis.text((turn.e2e or 0.0) + 0.01, row, f"{turn.e2e:.2f} s", va="center", fontsize=9)
     axis.set_yticks(range(len(turns)), [f"turn {n}" for n, _ in turns])
     axis.invert_yaxis()
-    axis.set_xlabel("seconds after the end of the caller's speech (black: heard by the caller)")
+    axis.set_xlabel("seconds from the end of the caller's speech until the caller hears the reply")
     for edge in ("top", "right", "left"):
         axis.spines[edge].set_visible(False)
-    entries = [Patch(color=colour, label=name) for name, colour in shades.items()]
+    entries = [Patch(color=SHADES[name], label=label) for name, label in PARTS.items()]
     axis.set_xlim(0, max((turn.e2e or 0.0 for _, turn in turns), default=1.0) * 1.1)
     axis.legend(
-        handles=entries, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, frameon=False
+        handles=entries, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=6, frameon=False
     )

@@ -1,7 +1,7 @@
 """Turns a recorded call into figures: `call.json`, the picture, and the timeline on the terminal.
 
-All times of the caller's side are measured from the recorded sound; the agent's own figures come
-with its data packets and are matched to turns by the clock.
+Times on the caller's side are measured in the recording. The agent sends its own figures in data
+packets; the shared clock matches them to turns.
 """
 
 from __future__ import annotations
@@ -9,66 +9,35 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import soundfile
 
+from csm_tts_plugin.files import write_whole
+
 from . import call_picture, call_sound, pins
+from .call_turns import PARTS, Report, Turn, parts_of
 
 Event = dict[str, Any]
 
-_FIGURES = ("endpointing", "stt", "llm_ttft", "tts_first_audio", "voice")
+_FIGURES = (
+    "endpointing",
+    "stt",
+    "llm_ttft",
+    "first_sentence",
+    "tts_first_audio",
+    "playout",
+    "voice",
+)
 _SAME_TURN_S = 1.5
-"""How far apart the agent's and the caller's idea of when a turn began may be."""
-
-
-@dataclass
-class Turn:
-    """One turn of the caller and the reply to it; times in seconds, None where there is none."""
-
-    caller_text: str = ""
-    """What speech-to-text heard."""
-    reference_text: str = ""
-    """What was really said, where a transcript lies beside the recording."""
-    reply_text: str = ""
-    voice: str | None = None
-    interrupted: bool = False
-    endpointing: float | None = None
-    """End of the caller's speech until the agent took the turn for finished; `stt` is within."""
-    stt: float | None = None
-    llm_ttft: float | None = None
-    tts_first_audio: float | None = None
-    e2e: float | None = None
-    """End of the caller's speech to the first reply sample heard by the caller."""
-    reply_seconds: float | None = None
-    underruns: int = 0
-    """Gaps in the reply where sound did not come in time."""
-    silent_after: float | None = None
-    """From the first sound of the caller's breaking in until the agent is silent."""
-    said: tuple[float, float] = (0.0, 0.0)
-    """When the caller spoke, in seconds of the recording."""
-    heard: tuple[float, float] | None = None
-    """When the reply was heard."""
-
-
-@dataclass
-class Report:
-    turns: list[Turn]
-    greeting: tuple[float, float] | None
-    model: str
-    device: str
-    versions: dict[str, str]
-    seconds: float
-    sound: Any = field(repr=False, default=None)
-    """float32 [samples, 2]: caller, agent."""
-    rate: int = 24_000
+"""Largest difference between the agent's and the caller's time of a turn's beginning."""
 
 
 def build(events: list[Event], wav: Path) -> Report:
-    """Of a call that may have ended early: what there is."""
+    """Builds the report; a call that ended early gives the turns that were recorded."""
     sound, rate = soundfile.read(wav, dtype="float32", always_2d=True)
     said = _of(events, "said")
     starts = [event["start"] for event in said] + [len(sound) / rate]
@@ -83,6 +52,7 @@ def build(events: list[Event], wav: Path) -> Report:
         greeting=(greeting["start"], greeting["end"]) if greeting else None,
         model=facts.get("model", ""),
         device=facts.get("device", ""),
+        clones=facts.get("clones") != "false",
         versions=_versions(),
         seconds=len(sound) / rate,
         sound=sound,
@@ -97,13 +67,14 @@ def _turn(event: Event, upcoming: float, events: list[Event], sound: Any, rate: 
     turn = Turn(said=(round(start, 2), round(end, 2)), reference_text=_beside(event["file"]))
     turn.caller_text = _texts(events, "caller_text", start, upcoming)
     turn.reply_text = _texts(events, "reply_text", end, upcoming)
+    figures: Event = {}
     for packet in _of(events, "figures"):
-        if _begins(packet, start, end, events):
-            turn.interrupted = packet["interrupted"]
+        if _answers(packet, event, upcoming, events):
+            figures, turn.interrupted = packet, packet["interrupted"]
             for name in _FIGURES:
-                setattr(turn, name, packet[name])
+                setattr(turn, name, packet.get(name))
     breaks_in = any(e["turn"] == event["turn"] for e in _of(events, "interrupts"))
-    # An interrupted reply goes on for a moment under the next turn's first words.
+    # An interrupted reply overlaps the first words of the next turn.
     until = upcoming + 3.0 if breaks_in else upcoming
     first = call_sound.first_loud(agent, end, upcoming)
     if first is None:
@@ -111,6 +82,9 @@ def _turn(event: Event, upcoming: float, events: list[Event], sound: Any, rate: 
     last = call_sound.last_loud(agent, first, until) or first
     turn.heard = (round(first, 2), round(last, 2))
     turn.e2e, turn.reply_seconds = round(first - end, 3), round(last - first, 2)
+    silent, sounds = (_at(events, figures.get(name)) for name in ("silent_at", "sounds_at"))
+    before, after = (silent or end) - end, first - (sounds or first)
+    turn.parts = parts_of(turn, before, after)
     if breaks_in:
         spoke = call_sound.first_loud(caller, upcoming, until) or upcoming
         turn.silent_after = round(max(0.0, last - spoke), 2)
@@ -127,13 +101,21 @@ def _texts(events: list[Event], name: str, start: float, end: float) -> str:
     return " ".join(e["text"].strip() for e in _of(events, name) if start <= e["at"] < end)
 
 
-def _begins(packet: Event, start: float, end: float, events: list[Event]) -> bool:
-    """Whether the agent's figures are of the turn said between `start` and `end`."""
+def _answers(packet: Event, said: Event, upcoming: float, events: list[Event]) -> bool:
+    """Whether the agent's figures belong to the turn `said`; the next one begins at `upcoming`.
+
+    A busy agent detects speech late, or only by its transcript; then it reports no `spoke_at`.
+    """
+    spoke = _at(events, packet.get("spoke_at"))
+    if spoke is None:
+        return bool(packet.get("turn") == said["turn"])
+    return bool(said["start"] <= spoke + _SAME_TURN_S < upcoming)
+
+
+def _at(events: list[Event], clock: float | None) -> float | None:
+    """Converts a time of the clock that caller and agent share to seconds of the recording."""
     joined = next(iter(_of(events, "joined")), None)
-    if joined is None or packet.get("spoke_at") is None:
-        return False
-    spoke = packet["spoke_at"] - joined["epoch"]
-    return bool(start - _SAME_TURN_S <= spoke <= end)
+    return None if joined is None or clock is None else float(clock - joined["epoch"])
 
 
 def _beside(file: str) -> str:
@@ -151,14 +133,14 @@ def _versions() -> dict[str, str]:
 
 
 def write(report: Report, out: Path) -> None:
-    """`call.json` and `call.png`."""
+    """Writes `call.json` and `call.png`."""
     content = {key: value for key, value in asdict(report).items() if key not in ("sound", "rate")}
-    (out / "call.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_whole(out / "call.json", json.dumps(content, indent=2) + "\n")
     call_picture.draw(report, out / "call.png")
 
 
 def failure(events: list[Event], report: Report, wanted: int) -> str | None:
-    """Why the call does not count as one that worked; None when it does."""
+    """The reason why the call failed; None if it succeeded."""
     for event in _of(events, "failed"):
         return f"The call broke off: {event['reason']}"
     for number, turn in enumerate(report.turns, 1):
@@ -170,7 +152,7 @@ def failure(events: list[Event], report: Report, wanted: int) -> str | None:
 
 
 def news(event: Event) -> str | None:
-    """A line for the terminal while the call runs; None for what is not worth one."""
+    """A progress line for the terminal; None for events that are not shown."""
     match event["event"]:
         case "greeting":
             return f"the agent greets for {event['end'] - event['start']:.1f} s"
@@ -181,40 +163,58 @@ def news(event: Event) -> str | None:
         case "answered":
             return f"turn {event['turn']}: the agent replies"
         case "interrupts":
-            return f"turn {event['turn']}: the caller breaks into the reply"
+            return f"turn {event['turn']}: the caller interrupts the reply"
         case "voice":
-            return f"the agent's voice is now: {event['voice']}"
+            return f"the agent's choice of voice is now: {event['voice']}"
         case "failed":
             return f"failed: {event['reason']}"
     return None
 
 
 def timeline(report: Report) -> str:
-    """The call as people read it."""
+    """The call as text for the terminal."""
     lines = ["", f"The call, {report.seconds:.0f} s, model {report.model} on {report.device}:"]
     if report.greeting is not None:
         lines.append(f"{report.greeting[0]:7.2f} s  agent   greets")
     for number, turn in enumerate(report.turns, 1):
-        lines += _turn_lines(number, turn)
+        lines += _turn_lines(number, turn, report)
     answered = sorted(turn.e2e for turn in report.turns if turn.e2e is not None)
     if answered:
         middle = answered[len(answered) // 2]
         gaps = sum(turn.underruns for turn in report.turns)
         lines.append(f"End of speech to first reply sample: median {middle:.2f} s. Gaps: {gaps}.")
+    if not report.clones and any(turn.voice == "caller" for turn in report.turns):
+        lines.append(f"The caller consented to cloning, but {report.model} does not clone.")
+    judged = [turn.reply_wer for turn in report.turns if turn.reply_wer is not None]
+    if judged:
+        lines.append(f"Word error rate of complete replies: {_percent(judged)}.")
     return "\n".join(lines)
 
 
-def _turn_lines(number: int, turn: Turn) -> list[str]:
+def _turn_lines(number: int, turn: Turn, report: Report) -> list[str]:
     lines = [f"{turn.said[0]:7.2f} s  caller  turn {number}, {turn.said[1] - turn.said[0]:.1f} s"]
     lines.append(f"           heard:  {turn.caller_text or '(nothing)'}")
     if turn.heard is None:
         return [*lines, "           agent   NO REPLY"]
-    parts = [("turn end", turn.endpointing), ("of it STT", turn.stt), ("LLM", turn.llm_ttft)]
-    parts.append(("first audio", turn.tts_first_audio))
-    spent = ", ".join(f"{name} {value:.2f}" for name, value in parts if value is not None)
-    how = f"replies after {turn.e2e:.2f} s ({spent}), in the {turn.voice} voice"
+    spent = ", ".join(f"{PARTS[name]} {value:.2f}" for name, value in turn.parts.items())
+    how = f"replies after {turn.e2e:.2f} s ({spent}), in the {report.voice_of(turn)} voice"
     lines.append(f"{turn.heard[0]:7.2f} s  agent   {how}, for {turn.reply_seconds:.1f} s")
     lines.append(f"           spoken: {turn.reply_text or '(no transcript)'}")
+    if turn.reply_heard:
+        lines.append(f"           heard:  {turn.reply_heard}{_judged(turn)}")
     if turn.silent_after is not None:
         lines.append(f"           interrupted: silent {turn.silent_after:.2f} s later")
     return lines
+
+
+def _judged(turn: Turn) -> str:
+    found = [] if turn.reply_wer is None else [f"WER {turn.reply_wer:.2f}"]
+    if turn.like_caller is not None:
+        found.append(f"voice {turn.like_caller:.2f} like the caller's")
+    if turn.like_stock is not None:
+        found.append(f"{turn.like_stock:.2f} like the stock voice")
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _percent(rates: list[float]) -> str:
+    return ", ".join(f"{100 * rate:.0f} %" for rate in rates)

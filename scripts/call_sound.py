@@ -1,4 +1,4 @@
-"""What can be told from the sound of a call alone: who spoke when, and where a reply was cut."""
+"""Measures a call's audio: which side spoke when, and gaps inside replies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 STEP_S = 0.01
 LOUD_DB = -50.0
-"""RMS of 10 ms, against full scale, above which somebody speaks."""
+"""RMS of 10 ms in dB of full scale; a louder step counts as speech."""
 
 _CUT_STEP_S = 0.005
 _FADE_STEPS = 4
@@ -24,6 +24,8 @@ _BACK_DB = 6.0
 _ONSET_DB = 10.0
 _ONSET_STEPS = 4
 _LONGEST_S = 0.8
+_RISE_DB = 2.0
+_SILENT_DB = -65.0
 
 
 def loud(side: Samples, rate: int) -> Bools:
@@ -48,11 +50,13 @@ def _between(activity: Bools, start: float, end: float) -> Bools:
 
 
 def cuts(speech: Samples, rate: int) -> list[tuple[float, float]]:
-    """Gaps in speech that no speaker makes: begin and end of each, in seconds.
+    """Gaps that late audio left in speech: begin and end of each, in seconds.
 
-    Where sound does not come in time, silence is encoded instead, and Opus lets what was before
-    fade evenly: by nearly the same step every 5 ms, which no voice does, until sound is back at
-    once. Of 60 gaps of 50 to 350 ms made in human speech it finds 53; in 34 s without any, none.
+    Late audio is replaced by silence before Opus encodes it. Opus then fades the previous sound by
+    nearly the same step every 5 ms, until the sound returns abruptly. A voice may fade evenly too,
+    but its level varies before the next sound, which that of a gap does not. Detects 37 of 45 gaps
+    of 50 to 350 ms cut into human speech; none in 34 s of it without gaps, and none in 18 s of
+    `tiny`.
     """
     levels = _levels(speech, rate, _CUT_STEP_S)
     steps = np.diff(levels)
@@ -65,13 +69,18 @@ def cuts(speech: Samples, rate: int) -> list[tuple[float, float]]:
         again = levels[end : end + _ONSET_STEPS]
         abrupt = len(again) > 0 and again.max() > max(LOUD_DB, levels[faded] + _ONSET_DB)
         short = (end - begin) * _CUT_STEP_S <= _LONGEST_S
-        if faded - begin >= _FADE_STEPS and abrupt and short:
+        if faded - begin >= _FADE_STEPS and abrupt and short and _falls(levels[faded:end]):
             found.append((begin * _CUT_STEP_S, end * _CUT_STEP_S))
     return _merged(found)
 
 
+def _falls(levels: Samples) -> bool:
+    """Whether no step rises, unless it is silent."""
+    return bool(np.all((np.diff(levels) <= _RISE_DB) | (levels[1:] < _SILENT_DB)))
+
+
 def _merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """A gap whose fade has a kink is one gap."""
+    """Joins overlapping spans: an uneven fade is found as several."""
     merged: list[tuple[float, float]] = []
     for begin, end in spans:
         if merged and begin <= merged[-1][1]:
@@ -87,7 +96,7 @@ def _runs(mask: Bools) -> list[tuple[int, int]]:
 
 
 def _levels(side: Samples, rate: int, step_s: float) -> Samples:
-    """RMS in dB against full scale, one value a step; -120 for digital silence."""
+    """RMS in dB of full scale, one value per step; -120 for digital silence."""
     step = int(step_s * rate)
     blocks = side[: len(side) // step * step].reshape(-1, step)
     rms = np.sqrt(np.mean(blocks.astype(np.float64) ** 2, axis=1)) if len(blocks) else np.zeros(0)

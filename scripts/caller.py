@@ -1,8 +1,9 @@
-"""The caller of `make call`: a LiveKit participant in a process of its own, who speaks recordings.
+"""The caller of `make call`: a LiveKit participant in its own process that plays recordings.
 
-It behaves as a person on the phone does, by ear alone: waits until the agent is silent, speaks in
-real time, waits for an answer, interrupts one. Both sides are recorded on one clock. What happened
-goes to standard output as one JSON object a line, the sound to a stereo WAV file.
+It behaves like a person on the phone and reacts only to the audio that it receives: it waits until
+the agent is silent, speaks in real time, waits for an answer and interrupts one. Both sides are
+recorded on one clock. It prints its events as JSON, one object per line, and writes the audio to a
+stereo WAV file.
 """
 
 from __future__ import annotations
@@ -12,43 +13,43 @@ import asyncio
 import json
 import os
 import sys
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import soxr
 
 from livekit import rtc
 
-Pcm = npt.NDArray[np.int16]
+from .caller_recording import RATE, TICK, TICK_S, Pcm, Recording
 
-RATE = 24_000
-TICK_S = 0.01
-TICK = int(RATE * TICK_S)
 LOUD = 10 ** (-50 / 20) * 32768
-"""RMS of 10 ms, 50 dB below full scale: above it somebody speaks."""
+"""RMS of 10 ms, 50 dB below full scale; a louder frame counts as speech."""
+QUEUE_S = 0.1
+"""Audio sent ahead, so that a short delay of this process leaves no gap."""
 ANSWER_LIMIT_S = 45.0
 REPLY_LIMIT_S = 90.0
 QUIET_S = 0.8
-"""Silence after which a reply has ended, provided that the agent does not claim to be speaking."""
+"""Silence that ends a reply, unless the agent's state is `speaking`."""
 LONG_QUIET_S = 6.0
-"""Silence after which it has ended whatever the agent claims."""
+"""Silence that ends a reply whatever the agent's state is."""
 
-_FACTS = ("model", "device")
+_FACTS = ("model", "device", "clones")
 
 
 class CallFailed(Exception):
-    """`str(error)` is one line: what did not happen."""
+    """`str(error)` is one line: the step of the call that failed."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One turn: a recording, and how long into the previous reply it breaks in (None: waits)."""
+    """One turn: a recording, and the seconds into the previous reply at which it interrupts.
+
+    `interrupt_after` None: the turn waits for the end of the previous reply.
+    """
 
     file: str
     interrupt_after: float | None = None
@@ -59,52 +60,11 @@ class Line:
         return np.asarray(np.clip(mono, -1, 1) * 32767, np.int16)
 
 
-class Recording:
-    """Both sides on one clock; second 0 is the first tick."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.epoch = time.time()
-        self._sides = (np.zeros(0, np.int16), np.zeros(0, np.int16))
-        self._heard_until = 0
-
-    def now(self) -> float:
-        return time.perf_counter() - self.started
-
-    def said(self, tick: int, pcm: Pcm) -> None:
-        self._put(0, tick * TICK, pcm)
-
-    def heard(self, pcm: Pcm) -> None:
-        """Frames follow one another; one that comes late by more than 60 ms leaves a gap."""
-        arrived = int(self.now() * RATE) - len(pcm)
-        if arrived - self._heard_until > 0.06 * RATE:
-            self._heard_until = max(arrived, 0)
-        self._put(1, self._heard_until, pcm)
-        self._heard_until += len(pcm)
-
-    def _put(self, side: int, at: int, pcm: Pcm) -> None:
-        track = self._sides[side]
-        if at + len(pcm) > len(track):
-            track = np.concatenate(
-                [track, np.zeros(at + len(pcm) + 30 * RATE - len(track), np.int16)]
-            )
-            self._sides = (track, self._sides[1]) if side == 0 else (self._sides[0], track)
-        track[at : at + len(pcm)] = pcm
-
-    def write(self, path: Path) -> None:
-        samples = int(self.now() * RATE)
-        left, right = (
-            np.resize(track, samples) if len(track) < samples else track[:samples]
-            for track in self._sides
-        )
-        soundfile.write(path, np.stack([left, right], axis=1), RATE, subtype="PCM_16")
-
-
-class Mouth:
-    """Sends 10 ms every 10 ms, silence when there is nothing to say, as a microphone does."""
+class Microphone:
+    """Sends 10 ms of audio every 10 ms; silence between turns."""
 
     def __init__(self, recording: Recording) -> None:
-        self.source = rtc.AudioSource(RATE, 1, queue_size_ms=100)
+        self.source = rtc.AudioSource(RATE, 1, queue_size_ms=int(1000 * QUEUE_S))
         self._recording = recording
         self._pending: Pcm = np.zeros(0, np.int16)
         self._tick = 0
@@ -114,6 +74,10 @@ class Mouth:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(max(0.0, self._tick * TICK_S - self._recording.now()))
+            # After a delay of this process the source's queue is empty, so that the agent hears
+            # the following audio later. The recording is shifted in the same way.
+            held = QUEUE_S if len(self._pending) else 0.0
+            self._tick = max(self._tick, int((self._recording.now() - held) / TICK_S))
             pcm, self._pending = self._pending[:TICK], self._pending[TICK:]
             if not len(self._pending):
                 self._idle.set()
@@ -124,16 +88,16 @@ class Mouth:
             self._tick += 1
 
     async def speak(self, pcm: Pcm) -> tuple[float, float]:
-        """Returns when the first and after the last sample was sent, in seconds of the call."""
+        """Returns the times at which sending began and ended, in seconds of the call."""
         self._idle.clear()
         self._pending = pcm
         began = self._tick * TICK_S
         await self._idle.wait()
-        return began, began + len(pcm) / RATE
+        return began, (self._tick + 1) * TICK_S
 
 
-class Ear:
-    """Knows when the agent was last loud, from its sound alone."""
+class Listener:
+    """Receives the agent's audio and notes when it was last loud."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -158,20 +122,20 @@ class Caller:
     def __init__(self, report: Callable[..., None]) -> None:
         self._report = report
         self.recording = Recording()
-        self._mouth = Mouth(self.recording)
-        self._ear = Ear(self.recording)
+        self._microphone = Microphone(self.recording)
+        self._listener = Listener(self.recording)
         self._room = rtc.Room()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def call(self, url: str, token: str, lines: list[Line]) -> None:
-        """Raises CallFailed when the agent does not come, or a turn gets no answer."""
+        """Raises CallFailed if the agent does not join or a turn gets no answer."""
         self._listen_to_room()
         try:
             await asyncio.wait_for(self._room.connect(url, token), 20)
-            track = rtc.LocalAudioTrack.create_audio_track("caller", self._mouth.source)
+            track = rtc.LocalAudioTrack.create_audio_track("caller", self._microphone.source)
             options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE, dtx=False)
             await asyncio.wait_for(self._room.local_participant.publish_track(track, options), 20)
-            self._start(self._mouth.run())
+            self._start(self._microphone.run())
             self._report("joined", at=self.recording.now(), epoch=self.recording.epoch)
             await self._converse(lines)
         finally:
@@ -182,11 +146,11 @@ class Caller:
             await self._hang_up()
 
     async def _converse(self, lines: list[Line]) -> None:
-        await self._within(self._ear.heard_anything.wait(), ANSWER_LIMIT_S, "no agent joined")
+        await self._within(self._listener.heard_anything.wait(), ANSWER_LIMIT_S, "no agent joined")
         began = await self._answer_after(0.0, "the agent did not greet")
         self._report("greeting", start=began, end=await self._reply_end())
         for number, line in enumerate(lines, 1):
-            start, end = await self._mouth.speak(line.load())
+            start, end = await self._microphone.speak(line.load())
             self._report("said", turn=number, start=start, end=end, file=line.file)
             heard = await self._answer_after(end, f"turn {number} got no reply")
             self._report("answered", turn=number, at=heard)
@@ -197,22 +161,22 @@ class Caller:
             self._report("reply_ended", turn=number, at=await self._reply_end())
 
     async def _answer_after(self, end: float, failure: str) -> float:
-        """When the agent was first loud after `end`."""
-        await self._within(_until(lambda: self._ear.last_loud > end), ANSWER_LIMIT_S, failure)
-        return self._ear.last_loud
+        """The time at which the agent was first loud after `end`."""
+        await self._within(_until(lambda: self._listener.last_loud > end), ANSWER_LIMIT_S, failure)
+        return self._listener.last_loud
 
     async def _speaks_for(self, heard: float, seconds: float) -> bool:
-        """True when it still speaks after so many seconds; False when the reply is over."""
+        """True if the reply still goes on after `seconds`; False if it ended before."""
         due = heard + seconds
         await _until(lambda: self._reply_over() or self.recording.now() >= due)
         return self.recording.now() >= due
 
     async def _reply_end(self) -> float:
         await self._within(_until(self._reply_over), REPLY_LIMIT_S, "a reply did not end")
-        return self._ear.last_loud
+        return self._listener.last_loud
 
     def _reply_over(self) -> bool:
-        quiet = self.recording.now() - self._ear.last_loud
+        quiet = self.recording.now() - self._listener.last_loud
         return quiet > LONG_QUIET_S or (quiet > QUIET_S and not self._agent_claims_to_speak())
 
     def _agent_claims_to_speak(self) -> bool:
@@ -228,7 +192,7 @@ class Caller:
     def _listen_to_room(self) -> None:
         def on_track(track: rtc.Track, *_: object) -> None:
             if track.kind == rtc.TrackKind.KIND_AUDIO:
-                self._start(self._ear.run(track))
+                self._start(self._listener.run(track))
 
         def on_data(packet: rtc.DataPacket) -> None:
             if packet.topic == "csm.turn":
@@ -293,7 +257,7 @@ async def run(url: str, token: str, lines: list[Line], wav: Path) -> int:
 
 
 def main() -> int:
-    """Room and token come by the environment, where no process list shows them."""
+    """URL and token come from the environment: a process list would show arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", required=True, help="JSON: a list of [file, interrupt_after]")
     parser.add_argument("--wav", type=Path, required=True)

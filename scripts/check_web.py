@@ -1,4 +1,4 @@
-"""Whether web/dist was built from the web/src that lies beside it. Part of `make check`; no npm."""
+"""Checks that web/dist was built from the current web/src. Part of `make check`; needs no npm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CURE = "run `npm ci && npm run build` in web/ and commit web/dist"
 
 
 def sources_digest(web: Path) -> str:
-    """The same as `sourcesDigest` in web/vite.config.js."""
+    """Equals `sourcesDigest` in web/vite.config.js."""
     names = sorted([*TOP, *(f"src/{path.name}" for path in (web / "src").iterdir())])
     lines = [f"{name} {hashlib.sha256((web / name).read_bytes()).hexdigest()}\n" for name in names]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -28,7 +28,7 @@ def breaches(web: Path) -> Iterator[str]:
         yield f"web/dist is missing; {CURE}"
     elif json.loads(record.read_text())["sources"] != sources_digest(web):
         yield f"web/dist is older than its sources; {CURE}"
-    # A lock file names the registry that it was made with, which others may not reach.
+    # npm writes the address of the registry in use, which may be unreachable from elsewhere.
     if '"resolved"' in (web / "package-lock.json").read_text():
         yield 'web/package-lock.json names a registry; remove its "resolved" lines'
 

@@ -1,4 +1,4 @@
-"""Child processes of a script: started with a log each, watched, and ended whatever happens."""
+"""Child processes of a script. Each has a log and is always stopped when the script ends."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 _SET_PARENT_DEATH_SIGNAL = 1
 
 
 def _die_with_parent() -> None:
-    """On Linux a child is asked to end even when we were killed and could not ask it ourselves."""
+    """On Linux the kernel sends the child SIGTERM when its parent dies, even by SIGKILL."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 class Child:
-    """A process in a group of its own; every line it prints goes to `log`, and to `on_line`."""
+    """A process in its own process group; each line it prints goes to `log` and to `on_line`."""
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class Child:
         return self._process.pid
 
     def wait(self, limit_s: float) -> int | None:
-        """The exit code, all lines being read; None when it still runs after `limit_s`."""
+        """The exit code after all output was read; None if it still runs after `limit_s`."""
         try:
             code = self._process.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -68,13 +67,13 @@ class Child:
         return code
 
     def last_line(self) -> str:
-        """The last thing it said: mostly why it ended."""
+        """The last line of its output, which mostly names the reason why it ended."""
         self._reader.join(1)
         lines = self.log.read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
     def stop(self, grace_s: float = 15.0) -> None:
-        """Asks it to end, then ends the whole group: nothing of it is left behind."""
+        """Sends SIGTERM to the process, and after `grace_s` SIGKILL to the whole group."""
         with suppress(ProcessLookupError):
             self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -87,12 +86,7 @@ class Child:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _read(self) -> None:

@@ -1,4 +1,4 @@
-"""G.722 at 64 kbit/s to bare 16 kHz mono PCM: python decode_g722.py IN OUT. Takes PyAV."""
+"""Decodes G.722 at 64 kbit/s to raw 16 kHz mono PCM: python decode_g722.py IN OUT. Needs PyAV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import av
 
 
 def decode(path: Path) -> bytes:
-    """16-bit samples."""
+    """The recording as 16-bit samples."""
     with av.open(str(path), format="g722") as file:
         return b"".join(frame.to_ndarray().tobytes() for frame in file.decode(audio=0))
 

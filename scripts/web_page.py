@@ -1,9 +1,9 @@
-"""The browser page and its tokens: an aiohttp application, by itself or mounted in another.
+"""The web page and its token endpoint: an aiohttp application, alone or mounted in another.
 
     python -m scripts.web_page [--host H] [--port P]
 
-Serves what `web/` was built into and `POST /token`, which lets one browser into one new room. The
-secret stays here. Knows nothing of agents but the name to dispatch them by.
+Serves the built page of `web/` and `POST /token`, which admits one browser to one new room. The
+API secret never leaves the server. Knows nothing of agents except the name for their dispatch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
-from dotenv import load_dotenv
 
-from csm_tts_plugin.agent_support import check_keys
-from csm_tts_plugin.config import AgentConfig
+from csm_tts_plugin.config import AgentConfig, load_env_file
 from csm_tts_plugin.errors import ConfigError, CsmError
+from csm_tts_plugin.worker import check_keys
 from livekit import api
 
 from .setup_tools import ROOT
@@ -36,26 +35,26 @@ from .setup_tools import ROOT
 DIST = ROOT / "web" / "dist"
 DEFAULT_PORT = 8080
 TOKEN_TTL = timedelta(minutes=2)
-"""Time to join; LiveKit itself renews the token of who is in the room."""
+"""Time to join. LiveKit renews the token of a participant who has joined."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
 class PageConfig:
-    """Where LiveKit is, and who may come."""
+    """The LiveKit server, and the limits on who may call."""
 
     livekit_url: str
     livekit_key: str
     livekit_secret: str = field(repr=False)
     agent_name: str = ""
-    """Dispatched to each room by this name; empty: a worker without a name comes by itself."""
+    """The agent dispatched to each room. If empty, LiveKit dispatches a worker without a name."""
     public_url: str = ""
-    """LiveKit's address for browsers, where it is another than ours."""
+    """LiveKit's address for browsers, if it differs from `livekit_url`."""
     hosts: frozenset[str] | None = None
-    """Names in the Host header that are answered; None: any, behind a server of one's own."""
+    """Accepted names in the Host header; None accepts any, for use behind a proxy."""
     tokens_per_minute: int = 12
-    """For one address. A token is a call, and a call costs a place in an engine."""
+    """For each client address. A token allows a call, and a call takes a slot of an engine."""
     dist: Path = DIST
 
     @property
@@ -64,7 +63,7 @@ class PageConfig:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> PageConfig:
-        """Raises ConfigError where a variable is missing."""
+        """Raises ConfigError if a variable is missing."""
         agent = AgentConfig.from_env(env)
         url, key, secret = check_keys(agent)
         public = env.get("WEB_LIVEKIT_URL", "")
@@ -72,7 +71,7 @@ class PageConfig:
 
 
 class Rate:
-    """So many a minute for each address, in a burst or spread; forgets the oldest of many."""
+    """A token bucket of `per_minute` for each address; drops the least recent of many addresses."""
 
     def __init__(self, per_minute: int, addresses: int = 1024) -> None:
         self._size = float(per_minute)
@@ -80,7 +79,7 @@ class Rate:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait_s(self, address: str, now: float) -> float:
-        """0 and one less in the bucket; else the seconds until there is one again."""
+        """0 if a token was taken from the bucket, otherwise the seconds until there is one."""
         left, since = self._buckets.pop(address, (self._size, now))
         left = min(self._size, left + (now - since) * self._size / 60)
         allowed = left >= 1
@@ -91,7 +90,7 @@ class Rate:
 
 
 def room_token(config: PageConfig) -> str:
-    """For a new room that nobody can guess; one microphone, hearing, and attributes of its own."""
+    """A token for a new room with a random name: microphone, subscription, own attributes."""
     grants = api.VideoGrants(
         room_join=True,
         room=f"web-{secrets.token_urlsafe(18)}",
@@ -112,7 +111,7 @@ def room_token(config: PageConfig) -> str:
 
 
 def application(config: PageConfig) -> web.Application:
-    """To be run, or mounted by `add_subapp`. Raises ConfigError where the page was not built."""
+    """Can be run or mounted with `add_subapp`. Raises ConfigError if the page was not built."""
     if not (config.dist / "index.html").is_file():
         raise ConfigError(f"{config.dist} has no page; run `npm ci && npm run build` in web/.")
     rate = Rate(config.tokens_per_minute)
@@ -136,7 +135,7 @@ def application(config: PageConfig) -> web.Application:
 
 
 def _guard(config: PageConfig) -> Middleware:
-    """No answer for a foreign name, nor for somebody else's page."""
+    """Refuses other names in `Host` and requests from other pages."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -144,7 +143,7 @@ def _guard(config: PageConfig) -> Middleware:
         if config.hosts is not None and _name(f"//{host}") not in config.hosts:
             raise web.HTTPForbidden(text="This name is not served here.")
         if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-            raise web.HTTPForbidden(text="Ask from our own page.")
+            raise web.HTTPForbidden(text="Requests are accepted from this server's page only.")
         return await handler(request)
 
     return guard
@@ -153,7 +152,7 @@ def _guard(config: PageConfig) -> Middleware:
 def _headers(
     config: PageConfig,
 ) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """On every answer, errors too; only files whose name says what is in them are kept."""
+    """Adds headers to every response, also to errors. Only files named by their hash are cached."""
     security = security_headers(config.browser_url)
 
     async def add(request: web.Request, response: web.StreamResponse) -> None:
@@ -166,7 +165,7 @@ def _headers(
 
 
 def security_headers(livekit_url: str) -> dict[str, str]:
-    """The page loads what is ours and speaks to LiveKit, nothing else; nobody frames it."""
+    """The page may load only its own files, connect only to LiveKit, and not be framed."""
     sockets = " ".join(_origins(livekit_url))
     policy = [
         "default-src 'none'",
@@ -189,9 +188,9 @@ def security_headers(livekit_url: str) -> dict[str, str]:
 
 
 def _origins(url: str) -> list[str]:
-    """WebSocket and HTTP, for LiveKit's client asks by HTTP why a socket failed.
+    """WebSocket and HTTP origins: LiveKit's client asks over HTTP why a socket failed.
 
-    LiveKit Cloud sends a client on to a nearer server of the same domain.
+    LiveKit Cloud redirects clients to a nearer server of the same domain.
     """
     place = urlsplit(url).netloc
     secure = urlsplit(url).scheme in ("wss", "https")
@@ -208,7 +207,7 @@ def _name(url: str) -> str:
 
 
 def local_names(host: str) -> frozenset[str] | None:
-    """On loopback its own names only: a foreign name that leads here is an attack on us."""
+    """On loopback only local names are accepted: another name here means DNS rebinding."""
     names = frozenset({"localhost", "127.0.0.1", "::1", host})
     try:
         return names if host == "localhost" or ipaddress.ip_address(host).is_loopback else None
@@ -235,8 +234,8 @@ class Page:
         except OSError as error:
             await self._runner.cleanup()
             raise ConfigError(
-                f"{self._host}:{self._port} cannot be listened on ({error.strerror}); "
-                "take another port: PORT=8085 make web, or --port 8085."
+                f"Cannot listen on {self._host}:{self._port} ({error.strerror}); "
+                "choose another port: PORT=8085 make web, or --port 8085."
             ) from None
         return self
 
@@ -246,20 +245,22 @@ class Page:
 
 async def _serve(config: PageConfig, host: str, port: int) -> None:
     async with Page(config, host, port) as page:
-        print(f"The page is at {page.url}; Ctrl-C ends it.", flush=True)
+        print(f"The page is at {page.url}; Ctrl-C stops it.", flush=True)
         await asyncio.Event().wait()
 
 
 def main() -> int:
-    load_dotenv(ROOT / ".env")
-    parser = argparse.ArgumentParser(description="The page and its tokens, without LiveKit.")
+    parser = argparse.ArgumentParser(
+        description="The web page and its token endpoint, without a LiveKit server."
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument(
-        "--any-host", action="store_true", help="behind a proxy, which decides who may come"
+        "--any-host", action="store_true", help="accept any Host header; for use behind a proxy"
     )
     args = parser.parse_args()
     try:
+        load_env_file(ROOT / ".env")
         hosts = None if args.any_host else local_names(args.host)
         config = replace(PageConfig.from_env(), hosts=hosts)
         asyncio.run(_serve(config, args.host, args.port))

@@ -1,4 +1,4 @@
-"""`agent.py start` as a child of a script, watched until it can take calls."""
+"""Runs `agent.py start` as a child of a script and waits until it can take calls."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .children import Child
 from .setup_tools import ROOT
 
 WORKER_LIMIT_S = 900.0
-"""For the worker to be ready: CSM-1B's download and CUDA graphs take their time."""
+"""Time for the worker to be ready, with the download of CSM-1B and the capture of CUDA graphs."""
 
 
 class WorkerError(Exception):
-    """`str(error)` is one line: why there is no agent."""
+    """`str(error)` is one line: why the agent does not run."""
 
 
 class Progress:
-    """Lines for the terminal, with the time since the start."""
+    """Prints lines with the time since the start."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -32,12 +32,17 @@ class Progress:
 
 
 class Worker:
-    """`agent.py start` as a child; `ready` when it has registered with LiveKit."""
+    """`agent.py start` as a child; `wait_ready` returns when it has registered with LiveKit."""
 
     def __init__(
-        self, keys: Mapping[str, str], log: Path, progress: Progress, agent_name: str = ""
+        self,
+        keys: Mapping[str, str],
+        log: Path,
+        progress: Progress,
+        agent_name: str = "",
+        program: Path = ROOT / "agent.py",
     ) -> None:
-        """`keys`: the three LIVEKIT variables."""
+        """`keys`: the three LIVEKIT variables and any others."""
         self._progress = progress
         self._registered = threading.Event()
         env = {
@@ -48,11 +53,11 @@ class Worker:
             "CSM_MODEL": os.environ.get("CSM_MODEL") or "tiny",
             "PYTHONUNBUFFERED": "1",
         }
-        words: list[str | Path] = [sys.executable, ROOT / "agent.py", "start"]
+        words: list[str | Path] = [sys.executable, program, "start"]
         self.child = Child(words, log, env=env, on_line=self._read)
 
     def wait_ready(self) -> None:
-        """Raises WorkerError with the worker's own last word when it ends instead."""
+        """Raises WorkerError with the worker's last message if it ends before it is ready."""
         until = time.monotonic() + WORKER_LIMIT_S
         while not self._registered.wait(0.2):
             if self.child.code is not None:
@@ -63,7 +68,7 @@ class Worker:
                 )
 
     def last_word(self) -> str:
-        """What it said last, mostly why it ended."""
+        """Its last message, which mostly names the reason why it ended."""
         line = self.child.last_line()
         return _message(line) or line
 
@@ -75,7 +80,7 @@ class Worker:
 
 
 def _message(line: str) -> str:
-    """Of a line of LiveKit's JSON log; empty for other lines."""
+    """The message of a line of LiveKit's JSON log; empty for other lines."""
     try:
         return str(json.loads(line)["message"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Shared fixtures of all tests."""
 
 from hypothesis import settings
 

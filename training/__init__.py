@@ -1,1 +1,1 @@
-"""How csm-tiny was made: corpus, codec, language model, export, evaluation."""
+"""The training of csm-tiny: corpus, codec, language model, export, evaluation."""

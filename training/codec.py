@@ -1,37 +1,40 @@
-"""Train the codec: a small Mimi, from a first one or from scratch.
+"""Train the codec, a small Mimi, from a trained one or from scratch.
 
-Loss: log-mel distances at three resolutions, commitment, and the phone that codebook 0 must tell.
-Speech is on the codec's grid, one symbol a frame, so that the last needs no aligner; it makes
-codebook 0 phonetic, as Mimi distils its own from a speech model.
-`--freeze` trains the decoder alone, from the codes that `encode.py` wrote: they, and what was
-trained on them, stay valid. `--ear` adds what a network that knows phones hears (`ear.py`).
+Loss: log-mel distances at three resolutions, the commitment loss, and the cross-entropy of the
+phone, which a linear layer predicts from codebook 0. The corpus has one symbol per codec frame, so
+the phone loss needs no aligner. It makes codebook 0 phonetic, as distillation from a speech model
+does for Mimi's semantic codebook.
+`--freeze` trains the decoder alone, on codes of `encode.py`; the codes stay valid, and so do models
+trained on them. `--codes drawn` uses codes that the language model sampled (`drawn.py`).
+`--ear` adds a perceptual loss: the distance in features of a phone classifier (`ear.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 import torchaudio
 from torch import nn
 from torch.nn import functional as F
-from transformers import CsmForConditionalGeneration, MimiModel
+from transformers import MimiModel
 
 from . import corpus, crops
-from .common import Clock, arguments, last_step, learning_rate, load, save
+from .common import Clock, arguments, codec_of, last_step, learning_rate, load, save
 from .ear import Ear, trained
-from .spec import FRAME, SAMPLE_RATE, SYMBOLS, mimi_config
+from .spec import CODES, FRAME, SAMPLE_RATE, SYMBOLS, mimi_config
 
 LEAD = 2
-"""Frames of a crop that only warm the decoder up."""
+"""First frames of a crop, which only warm the decoder up and have no loss."""
 FLOOR = 2e-2
-"""Added to mel magnitudes before the logarithm: below it there is nothing to hear."""
+"""Added to mel magnitudes before the logarithm; smaller magnitudes are inaudible."""
 HEARD = 4.0
-"""Weight of what an ear hears: it brings both parts of the loss to about 1."""
+"""Weight of the perceptual loss; with it both parts of the loss are about 1."""
+REFIT = 200
+"""Steps between new fits of the phone reader to the codebooks, which move."""
 DECAY = 0.99
-"""Of the codebooks' running means."""
+"""Decay of the codebooks' running means."""
 UNREACHABLE = 1e3
 """Entry 0 of codebook 0: code 0 means the end of speech and must never be chosen."""
 
@@ -61,7 +64,7 @@ class MelLoss(nn.Module):
 
 
 def random_weights(model: MimiModel) -> None:
-    """Start from noise: Mimi's default initialisation hardly trains."""
+    """Initialises all weights randomly: Mimi's default initialisation hardly trains."""
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(module, (nn.Conv1d, nn.Linear)):
@@ -87,7 +90,7 @@ def _books(model: MimiModel) -> list[nn.Module]:
 
 
 class Trainee(nn.Module):
-    """The codec with the head that reads phones from codebook 0."""
+    """The codec with a linear layer that predicts phones from codebook 0."""
 
     def __init__(self, codec: MimiModel) -> None:
         super().__init__()
@@ -98,9 +101,11 @@ class Trainee(nn.Module):
     def forward(
         self, audio: torch.Tensor, phones: torch.Tensor, learn_codes: bool, ear: Ear | None = None
     ) -> dict[str, torch.Tensor]:
-        """Losses for audio (batch, 1, samples) with one phone number a frame (batch, frames)."""
+        """Losses for audio (batch, 1, samples) and phone numbers per frame (batch, frames)."""
+        # On a CPU bfloat16 is no faster, and the decoder's gradients grow without bound in it.
+        half = self.training and audio.device.type == "cuda"
         with torch.set_grad_enabled(learn_codes and torch.is_grad_enabled()):
-            with torch.autocast(audio.device.type, torch.bfloat16, enabled=self.training):
+            with torch.autocast(audio.device.type, torch.bfloat16, enabled=half):
                 latents = self.codec.encoder(audio).latents
             latents = latents.float()
             quantizer = self.codec.quantizer
@@ -111,7 +116,7 @@ class Trainee(nn.Module):
                 quantizer.acoustic_residual_vector_quantizer, latents, learn_codes
             )
             phone = F.cross_entropy(self.reader(first[1]).transpose(1, 2), phones)
-        with torch.autocast(audio.device.type, torch.bfloat16, enabled=self.training):
+        with torch.autocast(audio.device.type, torch.bfloat16, enabled=half):
             made = self.codec.decoder(first[0] + rest[0]).audio_values
         near = self._compare(made.float()[..., : audio.shape[-1]], audio, ear)
         commitment = first[2] + rest[2]
@@ -122,9 +127,9 @@ class Trainee(nn.Module):
     def redecode(
         self, codes: torch.Tensor, audio: torch.Tensor, ear: Ear | None = None
     ) -> dict[str, torch.Tensor]:
-        """Losses of decoding codes (batch, codebooks, frames) against their audio.
+        """Losses of decoded codes (batch, codebooks, frames) against their audio.
 
-        The first frames lack what came before them in the utterance; they do not count.
+        The first frames of a crop lack their past in the utterance and are left out.
         """
         made = self.codec.decoder(self.codec.quantizer.decode(codes)).audio_values
         skip = LEAD * FRAME
@@ -157,8 +162,48 @@ class Trainee(nn.Module):
 
 
 @torch.no_grad()
+def lighten(codec: MimiModel) -> None:
+    """Scale the usage counts of a trained codec's codebooks to our batch size.
+
+    Counts from larger batches make the running means too slow for the encoder: the commitment loss
+    grew from 0.1 to 1 within 100 steps.
+    """
+    for number, book in enumerate(_books(codec)):
+        used = slice(0 if number else 1, None)
+        usage, embed = book.cluster_usage[used], book.embed[used].clone()
+        wanted = (usage / usage.mean()).clamp(0.2, 5) * crops.BATCH * crops.FRAMES / CODES
+        book.cluster_usage[used] = wanted
+        book.embed_sum[used] = embed * wanted[:, None]
+        book._embed = None
+
+
+def fit_reader(model: Trainee, rows: crops.Crops, start: int, batches: int = 40) -> float:
+    """Fit the phone reader to the current codec; returns its last loss.
+
+    A random reader sends large gradients into the encoder. An outdated reader pulls codes towards
+    the former places of the phones.
+    """
+    part = model.codec.quantizer.semantic_residual_vector_quantizer
+    device, pairs = next(model.parameters()).device, []
+    with torch.no_grad():
+        for step in range(batches):
+            audio, phones = rows.batch(-1, start + step, str(device))
+            _, vectors, _ = model._quantize(part, model.codec.encoder(audio).latents, False)
+            pairs.append((vectors.flatten(0, 1), phones.flatten()))
+    vectors, phones = (torch.cat(some) for some in zip(*pairs, strict=True))
+    size = float(vectors.pow(2).mean().sqrt().clamp_min(1))
+    optimizer = torch.optim.Adam(model.reader.parameters(), 0.03 / size, weight_decay=1e-4)
+    for _ in range(200):
+        loss = F.cross_entropy(model.reader(vectors), phones)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())
+
+
+@torch.no_grad()
 def _follow(book: nn.Module, chosen: torch.Tensor, vectors: torch.Tensor) -> None:
-    """Move a codebook's entries to the running mean of what chose them; revive idle ones."""
+    """Move codebook entries to the running mean of their vectors; replace idle entries."""
     barred = bool(book.embed[0].abs().max() > UNREACHABLE / 2)
     flat, chosen = vectors.reshape(-1, vectors.shape[-1]), chosen.reshape(-1)
     hits = torch.zeros_like(book.cluster_usage).index_add_(0, chosen, torch.ones_like(flat[:, 0]))
@@ -177,11 +222,9 @@ def _follow(book: nn.Module, chosen: torch.Tensor, vectors: torch.Tensor) -> Non
 
 
 def start(path: Path | None) -> MimiModel:
-    """A codec to train: that of a folder (its own, or a whole model's), or a new one."""
-    if path and json.loads((path / "config.json").read_text())["model_type"] == "csm":
-        return CsmForConditionalGeneration.from_pretrained(path, dtype=torch.float32).codec_model
+    """The codec to train: from a folder of a codec or of a whole model, or a new one."""
     if path:
-        return MimiModel.from_pretrained(path, dtype=torch.float32)
+        return codec_of(path)
     model = MimiModel(mimi_config())
     with torch.no_grad():
         random_weights(model)
@@ -191,55 +234,93 @@ def start(path: Path | None) -> MimiModel:
 
 
 def evaluate(
-    model: Trainee, rows: list[dict], device: str, ear: Ear | None = None
+    model: Trainee, rows: crops.Crops, device: str, ear: Ear | None = None
 ) -> dict[str, float]:
     """Mean losses over 8 fixed batches."""
     model.eval()
     totals: dict[str, float] = {}
     with torch.no_grad():
         for step in range(8):
-            parts = model(*crops.batch(rows, 0, -1 - step, device), False, ear)
+            parts = model(*rows.batch(0, -1 - step, device), False, ear)
             for key, value in parts.items():
                 totals[key] = totals.get(key, 0.0) + value.item() / 8
     model.train()
     return totals
 
 
-def train(args: argparse.Namespace) -> None:
-    """Run until the schedule's or the piece's end."""
-    torch.manual_seed(args.seed)
+def _layer(name: str) -> float:
+    """The encoder layer of a weight; infinity for weights after the convolutions."""
+    _, found, rest = name.partition("encoder_seanet.layers.")
+    return int(rest.split(".")[0]) if found else float("inf")
+
+
+def optimizer_of(model: Trainee, rate: float) -> torch.optim.AdamW:
+    """AdamW; the encoder's rate is a third of the decoder's, so that the codebooks can follow."""
+    shares = {1.0: [*model.codec.decoder.parameters(), *model.reader.parameters()]}
+    fast = set(map(id, shares[1.0]))
+    shares[1 / 3] = [p for p in model.parameters() if id(p) not in fast]
+    groups = [
+        {"params": [p for p in some if p.requires_grad], "share": share}
+        for share, some in shares.items()
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, rate, betas=(0.8, 0.99), weight_decay=0.0)
+
+
+def _trainee(args: argparse.Namespace) -> Trainee:
+    """The codec to continue with; gradients are on only for the weights to train."""
     model = Trainee(start(args.start)).to(args.device).train()
-    ear = trained(args.ear).to(args.device) if args.ear else None
     if args.freeze:
         model.requires_grad_(False)
         model.codec.decoder.requires_grad_(True)
-        rows = crops.coded_rows(args.work, args.main_share)
-    else:
-        rows = corpus.load(args.work, range(1, args.shards))
-    held = corpus.load(args.work, range(1))
+    for name, weight in model.codec.encoder.named_parameters():
+        if _layer(name) < args.encoder_from:
+            weight.requires_grad_(False)
+    return model
+
+
+def _rows(args: argparse.Namespace) -> crops.Crops:
+    if args.freeze:
+        coded = [row for kind in args.codes for row in crops.coded_rows(args.work, kind)]
+        return crops.Crops(coded, args.stock_share)
+    return crops.Crops(corpus.load(args.work, corpus.present(args.work)), args.stock_share)
+
+
+def _losses(
+    model: Trainee, rows: crops.Crops, step: int, args: argparse.Namespace, ear: Ear | None
+) -> dict[str, torch.Tensor]:
+    if args.freeze:
+        return model.redecode(*rows.coded_batch(args.seed, step, args.device), ear)
+    if step % REFIT == 0 and (step or args.start):
+        print(f"reader fitted: {fit_reader(model, rows, step):.3f}", flush=True)
+    return model(*rows.batch(args.seed, step, args.device), True, ear)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run until the end of the schedule, or until `--until` or `--minutes`."""
+    torch.manual_seed(args.seed)
+    model, rows = _trainee(args), _rows(args)
+    ear = trained(args.ear).to(args.device) if args.ear else None
+    held = crops.Crops(corpus.load(args.work, [corpus.HELD]))
     learn = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learn, args.rate, betas=(0.8, 0.99), weight_decay=0.0)
+    optimizer = optimizer_of(model, args.rate)
     path = args.work / args.name
     step = load(path, model, optimizer) if path.exists() else 0
-    clock, means, first = Clock(args.minutes), dict[str, float](), step
+    if not step and not args.freeze and args.start:
+        lighten(model.codec)
+    clock, means = Clock(args.minutes), Means(step)
     while step < last_step(args) and not clock.over():
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.rate)
-        if args.freeze:
-            losses = model.redecode(*crops.coded_batch(rows, args.seed, step, args.device), ear)
-        else:
-            losses = model(*crops.batch(rows, args.seed, step, args.device), True, ear)
+            group["lr"] = learning_rate(step, args.steps, args.rate) * group["share"]
+        losses = _losses(model, rows, step, args, ear)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(learn, 1.0)
         optimizer.step()
         step += 1
-        for key, value in losses.items():
-            mean = means.setdefault(key, value.item())
-            means[key] = mean + (value.item() - mean) / min(step - first, 50)
+        means.add(step, losses)
         if step % 50 == 0:
-            text = "  ".join(f"{key} {mean:.3f}" for key, mean in means.items())
-            print(f"step {step}  {clock.spent():.0f} s  {text}", flush=True)
+            print(f"step {step}  {clock.spent():.0f} s  {means}", flush=True)
         if step % 500 == 0:
             report(step, evaluate(model, held, args.device, ear))
         if clock.due(120):
@@ -250,8 +331,24 @@ def train(args: argparse.Namespace) -> None:
     report(step, evaluate(model, held, args.device, ear))
 
 
+class Means:
+    """Running means of the printed losses."""
+
+    def __init__(self, first: int) -> None:
+        self.first, self.values = first, dict[str, float]()
+
+    def add(self, step: int, losses: dict[str, torch.Tensor]) -> None:
+        """Add one step's losses."""
+        for key, value in losses.items():
+            mean = self.values.setdefault(key, value.item())
+            self.values[key] = mean + (value.item() - mean) / min(step - self.first, 50)
+
+    def __str__(self) -> str:
+        return "  ".join(f"{key} {mean:.3f}" for key, mean in self.values.items())
+
+
 def report(step: int, figures: dict[str, float]) -> None:
-    """One line of a table: held-out figures."""
+    """Print held-out figures as one line of a table."""
     print(f"| {step} | " + " | ".join(f"{k} {v:.3f}" for k, v in figures.items()) + " |",
           flush=True)  # fmt: skip
 
@@ -263,12 +360,16 @@ def main() -> None:
         "--start", type=Path, help="folder of a codec, or of an exported model, to start from"
     )
     parser.add_argument("--freeze", action="store_true", help="train the decoder alone")
-    parser.add_argument("--ear", type=Path, help="checkpoint of an ear to please")
     parser.add_argument(
-        "--main-share", type=float, default=0.7, help="of the main voice (--freeze)"
+        "--codes", nargs="+", default=["codes"],
+        help="--freeze: folders of codes to train on; a folder named twice counts twice",
+    )  # fmt: skip
+    parser.add_argument("--ear", type=Path, help="checkpoint of the phone classifier")
+    parser.add_argument(
+        "--stock-share", type=float, default=crops.STOCK_SHARE, help="share of stock-voice crops"
     )
-    parser.add_argument("--name", default="codec.safetensors", help="of the checkpoint")
-    parser.add_argument("--shards", type=int, default=24, help="shard 0 is held out")
+    parser.add_argument("--encoder-from", type=int, default=0, help="first encoder layer to train")
+    parser.add_argument("--name", default="codec.safetensors", help="checkpoint's file name")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     train(args)

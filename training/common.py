@@ -1,4 +1,4 @@
-"""What all training scripts share: exact checkpoints, schedules, a clock for running in pieces."""
+"""Shared parts of the training scripts: exact checkpoints, schedules, time limits of a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import CsmForConditionalGeneration, MimiModel
 
 
 def arguments(description: str | None, steps: int, rate: float) -> argparse.ArgumentParser:
-    """The options every trainer has."""
+    """The options of every trainer."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -26,13 +27,13 @@ def arguments(description: str | None, steps: int, rate: float) -> argparse.Argu
     parser.add_argument("--steps", type=int, default=steps, help="length of the schedule")
     parser.add_argument("--rate", type=float, default=rate, help="highest learning rate")
     parser.add_argument(
-        "--minutes", type=float, default=1e9, help="stop after so long; run again to go on"
+        "--minutes", type=float, default=1e9, help="stop after this time; run again to continue"
     )
-    parser.add_argument("--until", type=int, help="stop after this step; run again to go on")
+    parser.add_argument("--until", type=int, help="stop after this step; run again to continue")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
-    parser.add_argument("--seed", type=int, default=1, help="of every random choice")
+    parser.add_argument("--seed", type=int, default=1, help="seed of every random choice")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"here: {device}")
+    parser.add_argument("--device", default=device, help=f"default here: {device}")
     return parser
 
 
@@ -42,12 +43,12 @@ def batch_random(seed: int, step: int) -> random.Random:
 
 
 def last_step(args: argparse.Namespace) -> int:
-    """Where this piece of the schedule ends at the latest."""
+    """The step at which this run ends at the latest."""
     return args.steps if args.until is None else min(args.steps, args.until)
 
 
 def learning_rate(step: int, steps: int, top: float, warm: int = 100) -> float:
-    """Linear warm-up, then a cosine to a twentieth."""
+    """Linear warm-up, then cosine decay to a twentieth of `top`."""
     if step < warm:
         return top * (step + 1) / warm
     part = min((step - warm) / max(steps - warm, 1), 1.0)
@@ -55,10 +56,10 @@ def learning_rate(step: int, steps: int, top: float, warm: int = 100) -> float:
 
 
 def save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write a checkpoint (safetensors), whole or not at all.
+    """Write a checkpoint (safetensors) atomically.
 
-    Adam's moments go to disk as bfloat16, which keeps a checkpoint of either model below 60 MB; the
-    live ones are rounded alike, so that going on and resuming compute the same.
+    Adam's moments are stored as bfloat16, which keeps a checkpoint of either model below 60 MB. The
+    moments in memory are rounded too, so a resumed run computes the same as an uninterrupted one.
     """
     with torch.no_grad():
         for state in optimizer.state.values():
@@ -71,7 +72,7 @@ def save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimiz
             kept = tensor.bfloat16() if key.startswith("exp") else tensor
             tensors[f"optimizer.{number}.{key}"] = kept
     part = path.with_suffix(".part")
-    # Copies, for tied weights share their memory, which the format does not allow.
+    # Clones: tied weights share memory, which the format does not allow.
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     facts = {"step": str(step), "groups": json.dumps(moments["param_groups"])}
     save_file(tensors, part, metadata=facts)
@@ -79,7 +80,7 @@ def save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Continue from a checkpoint; the step that it was written after."""
+    """Load a checkpoint into model and optimizer; returns its step."""
     with safe_open(path, framework="pt") as file:
         facts = file.metadata()
         moments: dict[int, dict[str, torch.Tensor]] = {}
@@ -98,25 +99,25 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    """The trained weights out of a checkpoint."""
+    """The model's weights in a checkpoint."""
     prefix = "model."
     tensors = load_file(path)
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 class Clock:
-    """Says when a piece of work is over and when to print or save."""
+    """The time limit of a run, and the interval between saves."""
 
     def __init__(self, minutes: float) -> None:
         self.began = self.saved = time.monotonic()
         self.end = self.began + minutes * 60
 
     def over(self) -> bool:
-        """Whether the time of this piece is up."""
+        """Whether the time limit of this run is reached."""
         return time.monotonic() >= self.end
 
     def due(self, seconds: float) -> bool:
-        """True once every so many seconds."""
+        """True once every `seconds`."""
         now = time.monotonic()
         if now - self.saved < seconds:
             return False
@@ -126,3 +127,10 @@ class Clock:
     def spent(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self.began
+
+
+def codec_of(folder: Path) -> MimiModel:
+    """The codec from a folder of a codec or of a whole model, in float32."""
+    if json.loads((folder / "config.json").read_text())["model_type"] == "csm":
+        return CsmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).codec_model
+    return MimiModel.from_pretrained(folder, dtype=torch.float32)

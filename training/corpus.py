@@ -1,101 +1,167 @@
-"""Make the corpus: flite speaks generated sentences, every phone is set on the codec's grid.
+"""Make the corpus: the teacher speaks sentences, with every phone aligned to codec frames.
 
-Writes shards `corpus/shard-00000.npz` (500 utterances each) under --work. A shard depends only on
-its number, so making more later continues where it stopped and never changes what is there.
+Writes shards `corpus/shard-00000.npz` under --work. Shards below 100 have the stock voice. Shards
+from 100 on have synthetic speakers with six utterances each; the first of the six has natural
+timing and a simulated recording channel. A shard depends only on its number and on `texts.txt`, so
+a later run adds shards.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .grid import change_size, flite, to_grid
-from .phones import spell
+from . import phones, speakers, texts
 from .sentences import sentences, words
 from .spec import FRAME, WIDTH
+from .teacher import UNIT, Teacher
 
-UTTERANCES = 500
-"""In a shard."""
-VOICES: tuple[tuple[str, float | None], ...] = (
-    ("rms", 1.0),
-    ("rms", None),
-    ("slt", None),
-    ("awb", None),
-)
-"""flite's voice, and its size: 1 as it is, None drawn for each shard's group of utterances."""
-SHARES = (0.45, 0.25, 0.18, 0.12)
-MAIN = ("rms", 1.0)
-"""The voice that speaks where there is no reference."""
-MIXED = 18
-"""Shards from this number on hold the main voice alone."""
-GROUP = 10
-"""Utterances in a row by one speaker, so that turns of one voice can follow one another."""
-
-
-def draw_voice(random_: random.Random) -> tuple[str, float]:
-    """A speaker: a synthesiser and the factor on its pitch and formants."""
-    name, size = random_.choices(VOICES, SHARES)[0]
-    low, high = (0.86, 1.2) if name == "rms" else (0.82, 1.08)
-    return name, size or round(random_.uniform(low, high), 3)
+UTTERANCES = 400
+"""Utterances in a shard."""
+GROUP = 6
+"""Consecutive utterances of one speaker."""
+VOICES = 100
+"""Shards from this number on have synthetic speakers; the others have the stock voice."""
+HELD = 0
+"""The held-out shard of the stock voice. `VOICES` is the held-out shard of synthetic speakers."""
+KEPT = 200
+"""The first sentences of `texts.txt` are held out for evaluation."""
+STOCK = "stock"
+STOCK_SPEAKER = speakers.Speaker(0.58, 1.0, 0.85, 0.83, -0.9, 0.0, (0.0,) * 9, 1.0)
+"""The stock voice: the teacher's with the pitch and formants of a man. Of the voices tried, the
+codec of an earlier csm-tiny, from which these weights started, reproduces this one best."""
+_SHORTEST, _LONGEST = 8, 150
+"""Limits of an utterance, in frames."""
 
 
-def speak(text: str, name: str, size: float) -> tuple[str, np.ndarray] | None:
-    """Symbols and 24 kHz samples (int16, `len(symbols) * FRAME` of them); None if it cannot be."""
-    samples, rate, phones = flite(text, name)
+def held_out(number: int) -> bool:
+    """Whether a shard is held out from training."""
+    return number in (HELD, VOICES)
+
+
+def spelled(teacher: Teacher, text: str) -> tuple[list[int], list[phones.Phone]]:
+    """hibari's ids and the phones of a text. Raises KeyError if the text cannot be spoken."""
+    phonemes = " ".join(phones.clean(part) for part in teacher.phonemes(text))
+    ids = teacher.ids(phonemes)
+    said = phones.spell(phonemes)
+    if len(ids) != len(phonemes) + 2 or not said:
+        raise KeyError(text)
+    return ids, said
+
+
+def speak(
+    teacher: Teacher, text: str, speaker: speakers.Speaker | None, rng: np.random.Generator
+) -> tuple[str, speakers.Samples] | None:
+    """Symbols and frame-aligned 24 kHz samples; None if the text cannot be spoken or aligned."""
     try:
-        symbols = spell([phone for phone, _ in phones], text.endswith("?"))
+        ids, said = spelled(teacher, text)
     except KeyError:
         return None
-    joined = "".join(symbols)
-    if not joined or len(joined) > WIDTH:
+    symbols = phones.symbols_of(said)
+    if not _SHORTEST <= len(symbols) <= WIDTH:
         return None
-    samples, clock = change_size(samples, rate, size)
-    out = to_grid(samples, clock, phones, [len(s) for s in symbols])
-    out = out[: len(joined) * FRAME] * (0.7 / max(float(np.abs(out).max()), 1e-3))
-    return joined, np.round(out * 32767).astype(np.int16)
+    used = phones.on_grid(said, teacher.durations(ids)).astype(np.float32)
+    sound = speakers.vocode(teacher.parts(ids, used), speaker, rng)
+    length = len(symbols) * FRAME
+    return symbols, np.pad(sound, (0, max(0, length - len(sound))))[:length]
 
 
-def make_shard(number: int, path: Path) -> float:
-    """Write one shard; returns its hours."""
-    random_ = random.Random(number)
-    texts = sentences(number, UTTERANCES, words())
-    rows, voice = [], MAIN
-    for index, text in enumerate(texts):
-        if index % GROUP == 0:
-            voice = draw_voice(random_) if number < MIXED else MAIN
-        spoken = speak(text, *voice)
-        if spoken:
-            rows.append((text, *spoken, *voice, index // GROUP))
-    text, symbols, audio, name, size, group = zip(*rows, strict=True)
+def natural(
+    teacher: Teacher, text: str, speaker: speakers.Speaker, rng: np.random.Generator
+) -> tuple[str, speakers.Samples] | None:
+    """The symbol at the middle of each frame, and samples in the speaker's natural timing."""
+    try:
+        ids, said = spelled(teacher, text)
+    except KeyError:
+        return None
+    used = teacher.durations(ids, speaker.pace)
+    sound = speakers.vocode(teacher.parts(ids, used), speaker, rng)
+    skip = max(int(used[0]) - int(rng.integers(1, 7)), 0)
+    used[0] -= skip
+    count = (len(sound) - skip * UNIT) // FRAME
+    if not _SHORTEST <= count <= _LONGEST:
+        return None
+    sound = sound[skip * UNIT :][: count * FRAME]
+    return phones.spoken(said, used, count), sound
+
+
+def _stock_rows(teacher: Teacher, source: Iterator[str], number: int) -> Iterator[dict[str, Any]]:
+    rng = np.random.default_rng(number)
+    for index, text in enumerate(source):
+        if (spoken := speak(teacher, text, STOCK_SPEAKER, rng)) is not None:
+            symbols, sound = spoken
+            yield {"text": text, "symbols": symbols, "frames": symbols, "voice": STOCK,
+                   "group": index, "sound": sound}  # fmt: skip
+
+
+def _voice_rows(teacher: Teacher, source: Iterator[str], number: int) -> Iterator[dict[str, Any]]:
+    random_, rng = random.Random(number), np.random.default_rng(number)
+    for group in range(UTTERANCES // GROUP + 1):
+        speaker = speakers.draw(random_)
+        named = json.dumps(speaker.asdict())
+        for made in range(GROUP):
+            spoken = None
+            while spoken is None:
+                text = next(source)
+                loose = natural(teacher, text, speaker, rng) if made == 0 else None
+                spoken = loose if made == 0 else speak(teacher, text, speaker, rng)
+            frames, sound = spoken
+            symbols = frames if made else phones.symbols_of(spelled(teacher, text)[1])
+            sound = sound if made else speakers.channel(sound, random_)
+            yield {"text": text, "symbols": symbols, "frames": frames, "voice": named,
+                   "group": group, "sound": sound}  # fmt: skip
+
+
+def make_shard(number: int, work: Path) -> float:
+    """Write one shard. Returns its length in hours."""
+    teacher = Teacher(work)
+    free = texts.load(work)
+    free = free[:KEPT] if held_out(number) else free[KEPT:]
+    source = sentences(number, words(), free)
+    make = _voice_rows if number >= VOICES else _stock_rows
+    rows = [row for row, _ in zip(make(teacher, source, number), range(UTTERANCES), strict=False)]
+    sounds = [row.pop("sound") for row in rows]
+    audio = np.round(np.clip(np.concatenate(sounds), -1, 1) * 32767).astype(np.int16)
+    path = work / "corpus" / f"shard-{number:05d}.npz"
     part = path.with_suffix(".part")
     with part.open("wb") as file:
-        np.savez(file, text=text, symbols=symbols, voice=name, size=size, group=group,
-                 audio=np.concatenate(audio))  # fmt: skip
+        np.savez(file, audio=audio, **{key: [row[key] for row in rows] for key in rows[0]})
     part.rename(path)
-    return sum(map(len, audio)) / 24_000 / 3600
+    return len(audio) / 24_000 / 3600
 
 
-def load(folder: Path, shards: range) -> list[dict]:
-    """Utterances of these shards: text, symbols, voice, size, group, audio (int16)."""
+def load(work: Path, shards: list[int]) -> list[dict[str, Any]]:
+    """Utterances of the shards that exist: text, symbols, frames (the symbol spoken in each
+    frame), voice, group, shard, audio (int16)."""
     rows = []
     for number in shards:
-        path = folder / "corpus" / f"shard-{number:05d}.npz"
+        path = work / "corpus" / f"shard-{number:05d}.npz"
         if not path.exists():
             continue
         with np.load(path) as data:
             columns = {key: data[key] for key in data.files}
-        ends = np.cumsum([len(s) * FRAME for s in columns["symbols"]])
+        ends = np.cumsum([len(s) * FRAME for s in columns["frames"]])
         audio = np.split(columns.pop("audio"), ends[:-1])
+        columns = {key: values.tolist() for key, values in columns.items()}
         for index, sound in enumerate(audio):
-            row = {key: value[index].item() for key, value in columns.items()}
-            rows.append({**row, "group": (number, row["group"]), "audio": sound})
+            row = {key: values[index] for key, values in columns.items()}
+            rows.append({**row, "group": (number, row["group"]), "shard": number, "audio": sound})
     return rows
+
+
+def present(work: Path, kind: str = "corpus") -> list[int]:
+    """Numbers of the existing shards, without the held-out ones."""
+    numbers = [int(path.stem.split("-")[1]) for path in (work / kind).glob("shard-*.npz")]
+    return sorted(n for n in numbers if not held_out(n))
 
 
 def main() -> None:
@@ -104,20 +170,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=Path("training/work"))
-    parser.add_argument(
-        "--shards", type=int, default=30, help="shards in all (500 utterances each)"
-    )
-    parser.add_argument("--first", type=int, default=0, help="make shards from this number on")
+    parser.add_argument("--stock", type=int, default=16, help="shards of the stock voice")
+    parser.add_argument("--voices", type=int, default=8, help="shards of synthetic speakers")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    folder = args.work / "corpus"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {n: folder / f"shard-{n:05d}.npz" for n in range(args.first, args.shards)}
-    todo = [n for n, path in paths.items() if not path.exists()]
+    (args.work / "corpus").mkdir(parents=True, exist_ok=True)
+    Teacher(args.work)  # writes the edited graph once, before the workers need it
+    wanted = [*range(args.stock), *range(VOICES, VOICES + args.voices)]
+    todo = [n for n in wanted if not (args.work / "corpus" / f"shard-{n:05d}.npz").exists()]
     began, hours = time.monotonic(), 0.0
     with ProcessPoolExecutor(args.workers) as pool:
-        jobs = pool.map(make_shard, todo, [paths[n] for n in todo])
-        for done, length in enumerate(jobs, 1):
+        for done, length in enumerate(pool.map(make_shard, todo, [args.work] * len(todo)), 1):
             hours += length
             spent = time.monotonic() - began
             print(f"{done}/{len(todo)} shards  {hours:.2f} h of speech  {spent:.0f} s", flush=True)

@@ -1,4 +1,4 @@
-"""Draw what trainers printed: one panel for each figure of each log, the step across.
+"""Plot the logs of the trainers: one panel for each figure of each log, over the step.
 
 python -m training.codec ... | tee decoder.log
 python -m training.curves decoder.log --out training/curves.png
@@ -16,11 +16,11 @@ _STEP = re.compile(r"^(?:step |\| )(\d+)\b")
 _FIGURE = re.compile(r"\b([a-z]+) (-?\d+\.\d+)")
 HELD = " (held out)"
 SMOOTH = 5
-"""Lines of a log that a single batch's figure is averaged over."""
+"""Lines of a log over which figures of single batches are averaged."""
 
 
 def read(log: str) -> Curves:
-    """Every figure of a log by its name; held-out figures, which stand in tables, are marked so."""
+    """Every figure of a log by its name. Figures in tables are held-out and get that suffix."""
     curves: Curves = {}
     for line in log.splitlines():
         if not (found := _STEP.match(line)):
@@ -32,13 +32,13 @@ def read(log: str) -> Curves:
 
 
 def smooth(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The mean of the last few points."""
+    """The moving average over the last `SMOOTH` points."""
     parts = [curve[max(0, end - SMOOTH) : end] for end in range(1, len(curve) + 1)]
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
 def panels(paths: list[Path], left_out: list[str]) -> list[tuple[str, Curves]]:
-    """A title and the lines of each panel: one figure of one log, in training and held out."""
+    """The title and curves of each panel: one figure of one log, training and held-out."""
     out = []
     for path in paths:
         curves = read(path.read_text())
@@ -54,9 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("logs", type=Path, nargs="+", help="what trainers printed")
+    parser.add_argument("logs", type=Path, nargs="+", help="output of the trainers")
     parser.add_argument("--leave-out", nargs="*", default=["loss", "mean", "commitment", "phone"],
-                        help="figures not to draw")  # fmt: skip
+                        help="figures that are not plotted")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("training/work/curves.png"))
     args = parser.parse_args()
     from matplotlib import pyplot

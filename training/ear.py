@@ -1,8 +1,8 @@
-"""Train an ear: a small network that tells the phone of every frame from its sound.
+"""Train the ear: a small network that classifies the phone of every frame from its audio.
 
-The codec's decoder is then trained to sound right to it (`codec.py --ear`): a distance of spectra
-alone says how loud each band is, not what makes a `t` of a `k`. The ear hears what a phone is by
-the corpus' own symbols; no recogniser that is used to measure takes part in training.
+It provides a perceptual loss for the codec's decoder (`codec.py --ear`): a spectral distance
+compares the level of each band, but not the cues that distinguish a `t` from a `k`. The labels are
+the symbols of the corpus. No speech-to-text model used for evaluation takes part in training.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .spec import FRAME, SAMPLE_RATE, SYMBOLS
 
 BANDS, HOP = 64, FRAME // 8
 WIDTHS = (96, 128, 128, 160)
-"""Channels of the layers; the last three halve the clock, from 10 ms to a frame."""
+"""Channels of the layers; the last three have stride 2, from 10 ms to a frame of 80 ms."""
 FLOOR = 2e-2
 """Added to magnitudes before the logarithm."""
 LOUDEST_NOISE = 0.05
-"""Training noise: what a phone is must not hang on what is 25 dB below it."""
+"""Training noise: classification must not depend on detail 25 dB below the speech."""
 
 
 class Ear(nn.Module):
-    """Sound (batch, 1, frames x FRAME) to scores of symbols (batch, SYMBOLS, frames)."""
+    """Audio (batch, 1, frames x FRAME) to logits of symbols (batch, SYMBOLS, frames)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Ear(nn.Module):
         self.head = nn.Conv1d(WIDTHS[-1], len(SYMBOLS), 3, padding=1)
 
     def forward(self, sound: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Scores, and what every layer heard (batch, channels, time)."""
+        """Logits, and the activations of every layer (batch, channels, time)."""
         state = (self.mel(sound[:, 0])[..., :-1] + FLOOR).log()
         heard = []
         for layer in self.layers:
@@ -54,9 +54,10 @@ class Ear(nn.Module):
         return self.head(state), heard
 
     def distance(self, made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """How differently two sounds are heard: 0 if alike, about 1 if they have nothing in common.
+        """Perceptual distance: 0 for equal audio, about 1 for unrelated audio.
 
-        Compares what the layers heard, each by its own size, and so needs no symbols.
+        The mean difference of the layers' activations, each relative to its mean size. Needs no
+        symbols.
         """
         with torch.no_grad():
             _, truth = self(wanted)
@@ -66,14 +67,14 @@ class Ear(nn.Module):
 
 
 def trained(path: Path) -> Ear:
-    """An ear out of its checkpoint, for use only."""
+    """An ear loaded from its checkpoint, frozen."""
     ear = Ear()
     ear.load_state_dict(weights(path))
     return ear.eval().requires_grad_(False)
 
 
 def noisy(sound: torch.Tensor, step: int) -> torch.Tensor:
-    """The same, softer or louder and with noise, as the step's number has it."""
+    """The audio with random gain and noise, seeded by the step."""
     random_ = torch.Generator().manual_seed(step)
     lots = torch.rand(2, len(sound), 1, 1, generator=random_).to(sound.device)
     noise = torch.randn(sound.shape, generator=random_).to(sound.device)
@@ -81,21 +82,21 @@ def noisy(sound: torch.Tensor, step: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def evaluate(ear: Ear, rows: list[dict], device: str) -> float:
-    """Share of held-out frames whose symbol is told right."""
+def evaluate(ear: Ear, rows: crops.Crops, device: str) -> float:
+    """Accuracy on held-out frames."""
     right = []
     for step in range(8):
-        sound, symbols = crops.batch(rows, 0, -1 - step, device)
+        sound, symbols = rows.batch(0, -1 - step, device)
         right.append((ear(sound)[0].argmax(1) == symbols).float().mean())
     return float(torch.stack(right).mean())
 
 
 def train(args: argparse.Namespace) -> None:
-    """Run until the schedule's or the piece's end."""
+    """Train until the schedule or --minutes ends."""
     torch.manual_seed(args.seed)
     ear = Ear().to(args.device)
-    rows = corpus.load(args.work, range(1, args.shards))
-    held = corpus.load(args.work, range(1))
+    rows = crops.Crops(corpus.load(args.work, corpus.present(args.work)[: args.shards]))
+    held = crops.Crops(corpus.load(args.work, [corpus.HELD]))
     optimizer = torch.optim.AdamW(ear.parameters(), args.rate, weight_decay=0.01)
     path = args.work / "ear.safetensors"
     step = load(path, ear, optimizer) if path.exists() else 0
@@ -103,7 +104,7 @@ def train(args: argparse.Namespace) -> None:
     while step < last_step(args) and not clock.over():
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.rate)
-        sound, symbols = crops.batch(rows, args.seed, step, args.device)
+        sound, symbols = rows.batch(args.seed, step, args.device)
         loss = F.cross_entropy(ear(noisy(sound, step))[0], symbols)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -116,14 +117,14 @@ def train(args: argparse.Namespace) -> None:
         if clock.due(120):
             save(path, step, ear, optimizer)
     save(path, step, ear, optimizer)
-    print(f"| step | held-out frames told right |\n|---|---|\n| {step} | ", end="")
+    print(f"| step | held-out accuracy |\n|---|---|\n| {step} | ", end="")
     print(f"{evaluate(ear, held, args.device):.3f} |")
 
 
 def main() -> None:
     """Command line."""
     parser = arguments(__doc__, steps=4000, rate=1e-3)
-    parser.add_argument("--shards", type=int, default=6, help="shard 0 is held out")
+    parser.add_argument("--shards", type=int, default=6, help="maximum number of shards")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     train(args)

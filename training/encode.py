@@ -1,6 +1,6 @@
-"""Turn the corpus into codes once, with the codec of --codec, in float32 (bfloat16 changes codes).
+"""Encode the corpus with the codec of --codec, in float32 (bfloat16 changes codes).
 
-Writes `codes/shard-00000.npz` under --work beside the symbols; only what is missing is made.
+Writes codes and symbols to `codes/shard-00000.npz` and so on under --work. Existing shards stay.
 """
 
 from __future__ import annotations
@@ -8,46 +8,50 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import MimiModel
 
 from . import corpus
-from .spec import CODEBOOKS, FRAME
+from .common import codec_of
+from .spec import CODEBOOKS
 
-BATCH = 16
+Codes = npt.NDArray[np.int16]
 
 
 @torch.inference_mode()
-def encode(codec: MimiModel, rows: list[dict], device: str) -> list[np.ndarray]:
-    """Codes (frames, codebooks) of each row; the codec is causal, so padding is safe."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["symbols"]))
-    codes: dict[int, np.ndarray] = {}
-    for start in range(0, len(order), BATCH):
-        part = order[start : start + BATCH]
-        longest = max(len(rows[i]["symbols"]) for i in part)
-        audio = np.zeros((len(part), 1, longest * FRAME), np.float32)
-        for line, i in enumerate(part):
-            audio[line, 0, : len(rows[i]["audio"])] = rows[i]["audio"] / 32768
-        out = codec.encode(torch.from_numpy(audio).to(device)).audio_codes.transpose(1, 2)
-        for line, i in enumerate(part):
-            codes[i] = out[line, : len(rows[i]["symbols"])].cpu().numpy().astype(np.int16)
-    return [codes[i] for i in range(len(rows))]
+def encode(codec: MimiModel, rows: list[dict[str, Any]], device: str) -> list[Codes]:
+    """Codes (frames, codebooks) of each row. Batches of one are fastest on a CPU."""
+    codes = []
+    for row in rows:
+        audio = torch.from_numpy(row["audio"].astype(np.float32) / 32768)[None, None]
+        out = codec.encode(audio.to(device)).audio_codes[0].T
+        codes.append(out[: len(row["frames"])].cpu().numpy().astype(np.int16))
+    return codes
 
 
-def load(folder: Path) -> list[dict]:
-    """All encoded utterances: symbols, codes (frames, codebooks), voice, size, group, shard."""
+def load(work: Path, shards: list[int], kind: str = "codes") -> list[dict[str, Any]]:
+    """Encoded utterances of the existing shards among `shards`.
+
+    Each has text, symbols, frames, voice, group, shard and codes (frames, codebooks). `kind` is
+    their folder in `work`.
+    """
     rows = []
-    for path in sorted((folder / "codes").glob("shard-*.npz")):
+    for number in shards:
+        path = work / kind / f"shard-{number:05d}.npz"
+        if not path.exists():
+            continue
         with np.load(path) as data:
             columns = {key: data[key] for key in data.files}
-        ends = np.cumsum([len(s) for s in columns["symbols"]])
+        ends = np.cumsum([len(s) for s in columns["frames"]])
         codes = np.split(columns.pop("codes"), ends[:-1])
-        shard = int(path.stem.split("-")[1])
+        columns = {key: values.tolist() for key, values in columns.items()}
         for index, code in enumerate(codes):
-            row = {key: value[index].item() for key, value in columns.items()}
-            rows.append({**row, "group": (shard, row["group"]), "shard": shard, "codes": code})
+            row = {key: values[index] for key, values in columns.items()}
+            rows.append({**row, "group": (number, row["group"]), "shard": number, "codes": code})
     return rows
 
 
@@ -55,13 +59,15 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("training/work"))
-    parser.add_argument("--codec", type=Path, default=Path("training/work/codec"))
-    parser.add_argument("--first", type=int, default=0, help="encode shards from this number on")
+    parser.add_argument(
+        "--codec", type=Path, default=Path("training/work/codec"), help="folder of a codec or model"
+    )
+    parser.add_argument("--first", type=int, default=0, help="number of the first shard to encode")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    codec = MimiModel.from_pretrained(args.codec, dtype=torch.float32).to(args.device).eval()
+    codec = codec_of(args.codec).to(args.device).eval()
     (args.work / "codes").mkdir(exist_ok=True)
     began, frames = time.monotonic(), 0
     used = np.zeros(CODEBOOKS, int)
@@ -70,9 +76,9 @@ def main() -> None:
         number = int(path.stem.split("-")[1])
         if number < args.first or target.exists():
             continue
-        rows = corpus.load(args.work, range(number, number + 1))
+        rows = corpus.load(args.work, [number])
         codes = np.concatenate(encode(codec, rows, args.device))
-        keep = {k: [r[k] for r in rows] for k in ("text", "symbols", "voice", "size")}
+        keep = {k: [r[k] for r in rows] for k in ("text", "symbols", "frames", "voice")}
         np.savez(target, codes=codes, group=[r["group"][1] for r in rows], **keep)
         frames += len(codes)
         used = np.array([len(np.unique(codes[:, k])) for k in range(CODEBOOKS)])

@@ -1,18 +1,19 @@
-"""Measure csm-tiny: what a recogniser understands, whether it stops, whether it keeps the voice.
+"""Measure csm-tiny: word error rates of codec and replies, and the share of replies that end.
 
-Needs `faster-whisper` with the model of `make setup`, and jiwer and resemblyzer (for --voices),
-which `python3 -m scripts.setup measuring` installs. Prints one table of figures; --out keeps the
-sound.
+Needs `faster-whisper` with the model of `make setup`, and jiwer, which
+`python3 -m scripts.setup measuring` installs. Prints one table of figures; --out keeps the audio.
+`benchmarks/understood.py` and `benchmarks/voice.py` measure the effect of context and references.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -20,26 +21,38 @@ import soxr
 import torch
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
-from benchmarks.similarity import Ear, measuring
+from benchmarks.similarity import measuring
 
 from . import corpus
-from .sentences import held_out
 from .spec import END, SAMPLE_RATE
 
+REPLIES = Path(__file__).parent.parent / "benchmarks" / "replies.txt"
+"""Written by SmolLM2. Training does not see them: `corpus.KEPT` sentences are held out."""
 _ROWS = 20
 
 
 def plain(text: str) -> str:
-    """Lower case, letters only: what word error rates are counted on."""
-    return " ".join(re.sub(r"[^a-z' ]", " ", text.lower()).split())
+    """Normalised text for error rates: lower case and letters only, without digits."""
+    text = text.lower().replace("-", " ").replace("’", "'").replace("'", "")
+    return " ".join(re.sub(r"[^a-z ]", " ", re.sub(r"\d+", " ", text)).split())
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Word and character error rates, and the transcripts."""
+
+    words: float
+    characters: float
+    heard: list[str]
 
 
 class Listener:
-    """Whisper base, and word error rates of what it heard."""
+    """Whisper, with the error rates of its transcripts."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, beam: int = 1) -> None:
         from faster_whisper import WhisperModel
 
+        self.beam = beam
         self.model = WhisperModel(
             str(model), device="cpu", compute_type="int8", cpu_threads=threads
         )
@@ -48,24 +61,29 @@ class Listener:
         """Transcript of 24 kHz samples."""
         audio = soxr.resample(samples, SAMPLE_RATE, 16_000).astype(np.float32)
         parts, _ = self.model.transcribe(
-            audio, language="en", beam_size=5, condition_on_previous_text=False
+            audio,
+            language="en",
+            beam_size=self.beam,
+            temperature=[0.0],
+            condition_on_previous_text=False,
+            without_timestamps=True,
         )
         return plain(" ".join(part.text for part in parts))
 
-    def error_rate(self, texts: list[str], sounds: list[np.ndarray]) -> tuple[float, list[str]]:
-        """Word error rate over all, and the transcripts."""
+    def rates(self, texts: list[str], sounds: list[np.ndarray]) -> Rates:
+        """Error rates over all recordings together."""
         measuring()
         import jiwer
 
-        heard = [self.hear(sound) for sound in sounds]
-        return jiwer.wer([plain(text) for text in texts], heard), heard
+        heard, said = [self.hear(sound) for sound in sounds], [plain(text) for text in texts]
+        return Rates(jiwer.wer(said, heard), jiwer.cer(said, heard), heard)
 
 
 @torch.inference_mode()
 def speak(
     model, processor, conversations: list[list[dict]], **options
 ) -> tuple[list[np.ndarray], float]:
-    """Sound of each conversation's last turn, and the share that ended by itself."""
+    """Audio of the last turn of each conversation, and the share with an end frame."""
     sounds, ended = [], 0
     for start in range(0, len(conversations), _ROWS):
         part = conversations[start : start + _ROWS]
@@ -90,73 +108,44 @@ def turn(text: str, speaker: str = "0", audio: np.ndarray | None = None) -> dict
     return {"role": speaker, "content": content}
 
 
-def main_voice(rows: list[dict], lists: bool) -> list[dict]:
-    """The main voice's sentences of the grammar, which begin with a capital; or its word lists."""
-    rows = [r for r in rows if (r["voice"], r["size"]) == corpus.MAIN]
-    return [r for r in rows if r["text"][0].isupper() != lists]
-
-
-def codec_gate(model, listener: Listener, rows: list[dict], kind: str) -> dict[str, float]:
-    """Error rates on held-out recordings of the corpus and on their way through the codec."""
-    texts = [row["text"] for row in rows]
-    sounds = [row["audio"].astype(np.float32) / 32768 for row in rows]
+def through_codec(codec: Any, sound: np.ndarray) -> np.ndarray:
+    """24 kHz samples, encoded and decoded by the codec."""
     with torch.inference_mode():
-        again = []
-        for sound in sounds:
-            codes = model.codec_model.encode(torch.from_numpy(sound)[None, None]).audio_codes
-            again.append(model.codec_model.decode(codes).audio_values[0, 0].numpy())
-    before, _ = listener.error_rate(texts, sounds)
-    after, _ = listener.error_rate(texts, again)
-    return {f"{kind}, original": before, f"{kind}, through the codec": after}
+        codes = codec.encode(torch.from_numpy(sound)[None, None]).audio_codes
+        return np.asarray(codec.decode(codes).audio_values[0, 0].float())
 
 
-def voices_to_tell_apart(count: int, seed: int) -> list[tuple[str, float]]:
-    """Different ones: beside itself a voice would pass for one of the others."""
-    random_, drawn = random.Random(seed), {}
-    while len(drawn) < count:
-        drawn[corpus.draw_voice(random_)] = None
-    return list(drawn)
+def codec_gate(
+    codec: Any, listener: Listener, recordings: dict[str, list[tuple[str, np.ndarray]]]
+) -> dict[str, float]:
+    """Error rates of recordings, by kind (words, 24 kHz samples), before and after the codec."""
+    figures = {}
+    for kind, some in recordings.items():
+        words = [text for text, _ in some]
+        before = listener.rates(words, [sound for _, sound in some])
+        after = listener.rates(words, [through_codec(codec, sound) for _, sound in some])
+        figures[f"codec, {kind}: originals, word error rate"] = before.words
+        figures[f"codec, {kind}: word error rate"] = after.words
+        figures[f"codec, {kind}: character error rate"] = after.characters
+    return figures
 
 
-def voice_gate(model, processor, count: int, seed: int) -> dict[str, float]:
-    """Similarity of speech to its own reference, minus to the others', over `count` voices.
-
-    `recordings` are the ends of that scale: what a second sentence of the same synthesiser has.
-    """
-    ear, texts = Ear(), held_out(200)
-    text = "I would like to talk about the garden, and the weather in the morning."
-    references, again, spoken = [], [], []
-    for number, voice in enumerate(voices_to_tell_apart(count, seed)):
-        said, sound = _synthetic(texts[100 + number :], voice)
-        _, second = _synthetic(texts[150 + number :], voice)
-        conversation = [turn(said, audio=sound), turn(text)]
-        speech = speak(model, processor, [conversation])[0][0]
-        references.append(ear.hear(sound, SAMPLE_RATE))
-        again.append(ear.hear(second, SAMPLE_RATE))
-        spoken.append(ear.hear(speech, SAMPLE_RATE))
-        print(f"voice {number + 1}/{count}", flush=True)
-    own, others = _own_and_others(spoken, references)
-    bound = _own_and_others(again, references)
-    return {
-        "voice similarity, own": own,
-        "voice similarity, others": others,
-        "voice similarity, own minus others": own - others,
-        "voice similarity, own minus others, of recordings": bound[0] - bound[1],
-    }
-
-
-def _synthetic(texts: list[str], voice: tuple[str, float]) -> tuple[str, np.ndarray]:
-    """The first of these sentences that the synthesiser can say in this voice."""
-    for text in texts:
-        if (spoken := corpus.speak(text, *voice)) is not None:
-            return text, spoken[1].astype(np.float32) / 32768
-    raise SystemExit(f"flite's {voice[0]} says none of the sentences; check its installation.")
-
-
-def _own_and_others(some: list[np.ndarray], references: list[np.ndarray]) -> tuple[float, float]:
-    table = np.array(some) @ np.array(references).T
-    others = (table.sum() - np.trace(table)) / (table.size - len(table))
-    return float(np.diag(table).mean()), float(others)
+def held_recordings(work: Path, count: int) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Sentences of `texts.txt` in the held-out shards, and set-up's recordings of people."""
+    kinds = {"stock voice": corpus.HELD, "made-up speakers": corpus.VOICES}
+    out = {}
+    for kind, number in kinds.items():
+        rows = corpus.load(work, [number])
+        rows = [r for r in rows if r["text"][0].isupper() and not re.search(r"\d", r["text"])]
+        if rows:
+            some = [(r["text"], r["audio"].astype(np.float32) / 32768) for r in rows[:count]]
+            out[kind] = some
+    people = []
+    for path in sorted(Path(".tools/speech").rglob("*.wav")):
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        sound = soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE).astype(np.float32)
+        people.append((path.with_suffix(".txt").read_text(encoding="utf-8"), sound))
+    return out | ({"recorded people": people[:count]} if people else {})
 
 
 def main() -> None:
@@ -167,19 +156,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("csm_tts_plugin/assets/tiny"))
     parser.add_argument("--whisper", type=Path, default=Path(".tools/models/whisper-base"))
     parser.add_argument("--work", type=Path, default=Path("training/work"))
-    parser.add_argument("--sentences", type=int, default=100)
-    parser.add_argument(
-        "--codec", type=int, default=0, help="held-out utterances of each kind for the codec gate"
-    )
-    parser.add_argument("--shard", type=int, default=0, help="of the corpus, held out (--codec)")
-    parser.add_argument("--voices", type=int, default=0, help="voices for the similarity gate")
-    parser.add_argument(
-        "--reference", action="store_true", help="speak with the stock voice before"
-    )
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sentences", type=int, default=100, help="held-out replies to speak")
+    parser.add_argument("--codec", type=int, default=0, help="recordings of each kind (gate a)")
+    parser.add_argument("--reference", action="store_true", help="speak after the stock voice")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--greedy", action="store_true")
     parser.add_argument("--temperature", type=float)
-    parser.add_argument("--out", type=Path, help="folder for the sound and the transcripts")
+    parser.add_argument("--out", type=Path, help="folder for the audio of the replies")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
@@ -188,39 +171,49 @@ def main() -> None:
     listener = Listener(args.whisper, args.threads)
     figures: dict[str, float] = {}
     if args.codec:
-        rows = corpus.load(args.work, range(args.shard, args.shard + 1))
-        for kind in ("sentences", "word lists"):
-            part = main_voice(rows, kind != "sentences")[: args.codec]
-            figures |= codec_gate(model, listener, part, kind)
-    texts = held_out(args.sentences)
+        held = held_recordings(args.work, args.codec)
+        figures |= codec_gate(model.codec_model, listener, held)
     before = []
     if args.reference:
         sound, _ = soundfile.read(args.model / "stock.wav", dtype="float32")
         record = json.loads((args.model / "stock.json").read_text())
         before = [turn(record["transcript"], audio=sound)]
-    options = {"do_sample": False, "depth_decoder_do_sample": False} if args.greedy else {}
-    if args.temperature:
-        options = {"temperature": args.temperature, "depth_decoder_temperature": args.temperature}
-    began = time.monotonic()
-    sounds, figures["ended by itself"] = speak(
-        model, processor, [[*before, turn(text)] for text in texts], **options
-    )
-    spent = time.monotonic() - began
-    length = sum(map(len, sounds)) / SAMPLE_RATE
-    figures["word error rate"], heard = listener.error_rate(texts, sounds)
-    figures["seconds of speech"] = length
-    figures["times real time, 20 at once"] = length / spent
-    if args.voices:
-        figures |= voice_gate(model, processor, args.voices, 5)
-    for text, said in list(zip(texts, heard, strict=True))[:20]:
-        print(f"{text}  ->  {said}")
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        for number, sound in enumerate(sounds):
-            soundfile.write(args.out / f"{number:03d}.wav", sound, SAMPLE_RATE)
+    if replies := REPLIES.read_text(encoding="utf-8").splitlines()[: args.sentences]:
+        figures |= reply_gate(model, processor, listener, before, replies, args)
     print("| figure | value |\n|---|---|")
     for name, value in figures.items():
         print(f"| {name} | {value:.3f} |")
+
+
+def reply_gate(
+    model: Any,
+    processor: Any,
+    listener: Listener,
+    before: list[dict],
+    replies: list[str],
+    args: argparse.Namespace,
+) -> dict[str, float]:
+    """Error rates of held-out replies (gate b), and the share with an end frame (gate f)."""
+    options: dict[str, Any] = {}
+    if args.greedy:
+        options = {"do_sample": False, "depth_decoder_do_sample": False}
+    if args.temperature:
+        options = {"temperature": args.temperature, "depth_decoder_temperature": args.temperature}
+    began = time.monotonic()
+    sounds, ended = speak(model, processor, [[*before, turn(text)] for text in replies], **options)
+    spent = time.monotonic() - began
+    rates = listener.rates(replies, sounds)
+    for number, (text, said) in enumerate(zip(replies, rates.heard, strict=True)):
+        print(f"{text}  ->  {said}")
+        if args.out:
+            args.out.mkdir(parents=True, exist_ok=True)
+            soundfile.write(args.out / f"{number:03d}.wav", sounds[number], SAMPLE_RATE)
+    return {
+        "replies: word error rate": rates.words,
+        "replies: character error rate": rates.characters,
+        "ended by itself": ended,
+        "times real time, 20 at once": sum(map(len, sounds)) / SAMPLE_RATE / spent,
+    }
 
 
 if __name__ == "__main__":

@@ -11,17 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
 from transformers import (
     CsmForConditionalGeneration,
     CsmProcessor,
     GenerationConfig,
-    MimiModel,
 )
 
 from . import frontend, lm
-from .common import weights
-from .corpus import MAIN, speak
+from .common import codec_of, weights
+from .corpus import STOCK_SPEAKER, speak
 from .spec import (
     GENERATION,
     SAMPLE_RATE,
@@ -30,15 +28,19 @@ from .spec import (
     processor_settings,
     tokenizer,
 )
+from .teacher import Teacher
 
 STOCK = "The morning was bright and clear, and we walked along the river to the old market."
 LARGEST = 40_000_000
 
 
 def assemble(language: Path, codec: Path) -> CsmForConditionalGeneration:
-    """The whole model, float32: a checkpoint of `lm.py`, or an exported folder's, and a codec."""
-    mimi = MimiModel.from_pretrained(codec, dtype=torch.float32)
-    mimi.config._name_or_path = ""  # a folder of whoever trained it
+    """The whole model in float32: language model and codec.
+
+    language: a checkpoint of `lm.py`, or the folder of an exported model.
+    """
+    mimi = codec_of(codec)
+    mimi.config._name_or_path = ""  # otherwise the trainer's local path
     model = CsmForConditionalGeneration(csm_config(mimi.config))
     if language.is_dir():
         model.load_state_dict(lm.started(language).state_dict())
@@ -54,12 +56,12 @@ def assemble(language: Path, codec: Path) -> CsmForConditionalGeneration:
 
 
 def write_model(model: CsmForConditionalGeneration, folder: Path) -> None:
-    """Weights as float16 (it changes no code that could be heard), to be loaded as float32."""
+    """Writes weights as float16, which makes no audible difference; they load as float32."""
     model.half().save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["dtype"] = "float32"
-    # Both follow from `tie_codebooks_embeddings`; transformers 5.17 refuses them written as true.
+    # Both follow from `tie_codebooks_embeddings`; transformers 5.17 refuses the value true here.
     config["tie_word_embeddings"] = config["codec_config"]["tie_word_embeddings"] = False
     for part in (config["codec_config"], config["depth_decoder_config"]):
         part.pop("dtype", None)
@@ -76,13 +78,12 @@ def write_processor(folder: Path) -> None:
     path.write_text(json.dumps({**config, **processor_settings()}, indent=2, sort_keys=True) + "\n")
 
 
-def write_voice(folder: Path) -> None:
-    """The stock reference: the synthesiser's main voice on the grid, nobody's clone."""
-    spoken = speak(STOCK, *MAIN)
+def write_voice(folder: Path, work: Path) -> None:
+    """The stock reference: the teacher's synthetic voice, lowered to a male one, on the grid."""
+    spoken = speak(Teacher(work), STOCK, STOCK_SPEAKER, np.random.default_rng(0))
     if spoken is None:
-        raise SystemExit("flite could not speak the stock sentence")
-    samples = spoken[1].astype(np.float32) / 32768
-    soundfile.write(folder / "stock.wav", samples, SAMPLE_RATE, subtype="PCM_16")
+        raise SystemExit("the teacher could not speak the stock sentence")
+    soundfile.write(folder / "stock.wav", spoken[1], SAMPLE_RATE, subtype="PCM_16")
     record = {"speaker": "agent", "transcript": STOCK}
     (folder / "stock.json").write_text(json.dumps(record, indent=2) + "\n")
 
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--lm",
         type=Path,
-        help="its checkpoint, or an exported folder; default: WORK/lm.safetensors",
+        help="checkpoint of lm.py, or an exported folder; default: WORK/lm.safetensors",
     )
     parser.add_argument("--out", type=Path, default=Path("csm_tts_plugin/assets/tiny"))
     args = parser.parse_args()
@@ -104,7 +105,7 @@ def main() -> None:
     model = assemble(language, args.codec or args.work / "codec")
     write_model(model, args.out)
     write_processor(args.out)
-    write_voice(args.out)
+    write_voice(args.out, args.work)
     total = 0
     for path in sorted(args.out.iterdir()):
         path.chmod(0o644)

@@ -1,29 +1,32 @@
-"""Build the chat template: CSM's prompt format, with a pronouncing dictionary inside.
+"""Build the chat template: CSM's prompt format with a pronunciation lexicon.
 
-The template turns words into the symbols of `phones.py` and pads each turn's text to a fixed width,
-so that nothing outside the model's own folder knows how csm-tiny reads: not the processor, not the
-engine. Words come from a lexicon (flite's, for the words of `words.txt`), else from a known
-word and an ending, else letter by letter. Numbers below 10,000 are read out.
+The template converts words to the symbols of `phones.py` and pads each turn's text to a fixed
+width. Processor and engine therefore need no code for csm-tiny. A word is looked up in the lexicon
+(the teacher's pronunciation of the most frequent English words). If it is missing, the template
+tries a known word with an ending, then letter-to-sound rules. Numbers below 10,000 become words.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from .phones import spell
-from .sentences import words
+from . import corpus, texts
+from .phones import LEAD, PAUSE, QUESTION, STOP, spell
 from .spec import WIDTH
+from .teacher import Teacher
 
 HERE = Path(__file__).parent
 LEXICON = HERE / "lexicon.txt"
 """Lines of "word symbols"."""
 TEMPLATE = HERE / "template.jinja"
+_MARKS = (PAUSE, STOP, QUESTION)
+_WORD = re.compile(r"[a-z]+'[a-z]+|[a-z]{2,}|[ai]")
 
-# What letters sound like where the lexicon knows no better; the longest match counts, $ is the
-# word's end.
+# Letter-to-sound rules for words outside the lexicon. The longest match wins; $ is the word's end.
 # fmt: off
 _LETTERS = {
     "tion": "Sxn", "sion": "Zxn", "ough": "O2", "augh": "O2", "eigh": "B6", "ture": "CR8",
@@ -41,8 +44,6 @@ _LETTERS = {
     **dict(zip("nopqrstuvwxyz", ("n", "a", *"pkrstuvw", "ks", "E", "z"), strict=True)),
 }
 # fmt: on
-_IN_SENTENCES = {"a": "x"}
-"""Words that flite says otherwise alone than among others."""
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen"
@@ -50,21 +51,38 @@ _UNITS = (
 _TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety"
 
 
-def pronounce(word: str) -> str:
-    """Symbols of one word as flite says it alone; empty if it uses a phone we do not know."""
-    command = ["flite", "-voice", "rms", "-ps", "-t", word, "none"]
-    printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    phones = printed.stdout.split()[1:-1]
+def alone(teacher: Teacher, word: str) -> str:
+    """Symbols of a word as the teacher speaks it in isolation; empty if it cannot be spoken."""
     try:
-        return "" if "pau" in phones else "".join(spell(["pau", *phones, "pau"])[1:-1])
+        return "".join(p.symbols for p in spell(" ".join(teacher.phonemes(word))))
     except KeyError:
         return ""
+
+
+def in_sentences(teacher: Teacher, sentences: Iterable[str]) -> dict[str, Counter[str]]:
+    """Counts of each word's pronunciations in sentences, where function words lose their stress.
+
+    Skips sentences whose words do not match their groups of phonemes, such as those with numbers.
+    """
+    said: dict[str, Counter[str]] = {}
+    for sentence in sentences:
+        written = sentence.lower().split()
+        spoken = " ".join(teacher.phonemes(sentence)).split()
+        if len(written) != len(spoken):
+            continue
+        for word, phonemes in zip(written, spoken, strict=True):
+            try:
+                symbols = "".join(p.symbols for p in spell(phonemes) if p.symbols not in _MARKS)
+            except KeyError:
+                continue
+            said.setdefault(word.strip(".,;:!?"), Counter())[symbols] += 1
+    return said
 
 
 def lexicon() -> dict[str, str]:
     """Symbols of every word of the vocabulary."""
     lines = LEXICON.read_text().splitlines()
-    return dict(line.split(" ", 1) for line in lines) | _IN_SENTENCES
+    return dict(line.split(" ", 1) for line in lines)
 
 
 def template() -> str:
@@ -72,7 +90,7 @@ def template() -> str:
     text = " " + " ".join(f"{word}={symbols}" for word, symbols in lexicon().items()) + " "
     fields = {
         "LEXICON": text, "LETTERS": repr(_LETTERS), "UNITS": _UNITS, "TENS": _TENS,
-        "PAUSE": ",;", "STOP": ".:", "QUESTION": "?!", "WIDTH": str(WIDTH),
+        "LEAD": LEAD, "PAUSE": PAUSE, "STOP": STOP, "QUESTION": QUESTION, "WIDTH": str(WIDTH),
     }  # fmt: skip
     out = TEMPLATE.read_text()
     for name, value in fields.items():
@@ -82,13 +100,26 @@ def template() -> str:
 
 def main() -> None:
     """Command line."""
-    argparse.ArgumentParser(description="Write lexicon.txt from words.txt with flite.").parse_args()
-    vocabulary = words()
-    with ThreadPoolExecutor(2) as pool:
-        symbols = list(pool.map(pronounce, vocabulary))
-    lines = [f"{w} {s}" for w, s in zip(vocabulary, symbols, strict=True) if s]
+    parser = argparse.ArgumentParser(description="Write lexicon.txt: the teacher's pronunciations.")
+    parser.add_argument("--work", type=Path, default=Path("training/work"))
+    parser.add_argument(
+        "--words", type=int, default=42_000, help="number of the most frequent English words"
+    )
+    args = parser.parse_args()
+    from wordfreq import top_n_list
+
+    teacher = Teacher(args.work)
+    words = [w for w in top_n_list("en", args.words) if _WORD.fullmatch(w)]
+    rows = corpus.load(args.work, corpus.present(args.work))
+    whole = {row["text"] for row in rows if row["text"][0].isupper()}
+    said = in_sentences(teacher, sorted(whole.union(texts.load(args.work))))
+    lines = []
+    for word in words:
+        often = [way for way, count in said.get(word, Counter()).most_common(1) if count > 2]
+        if symbols := (often[0] if often else alone(teacher, word)):
+            lines.append(f"{word} {symbols}")
     LEXICON.write_text("\n".join(lines) + "\n")
-    print(f"{len(lines)} of {len(vocabulary)} words")
+    print(f"{len(lines)} of {len(words)} words, {sum(w in said for w in words)} found in sentences")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What csm-tiny is: its sizes, its symbols and its files' settings. Knows nothing of training.
+"""The architecture of csm-tiny: sizes, symbols and settings. Knows nothing of training.
 
-Everything that must be equal in training, export and use stands here once.
+Holds all values that training, export and inference share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VOCAB = CODES + 3
 END = 0
 """The end frame is this code in every codebook; the codec never chooses it in codebook 0."""
 WIDTH = 128
-"""Every turn's text takes a multiple of so many symbols."""
+"""The text of every turn is padded to a multiple of this number of symbols."""
 
 SPECIAL = (
     "<|pad|>",
@@ -43,7 +43,7 @@ SPECIAL = (
 PAD, BOS, EOS, AUDIO, AUDIO_END, UNK = range(len(SPECIAL))
 SYMBOLS = "".join(map(chr, range(0x20, 0x7F)))
 TEXT_VOCAB = 128
-"""Specials and printable ASCII, rounded up."""
+"""Special tokens and printable ASCII, rounded up."""
 
 MIMI = {
     "num_filters": 24,
@@ -62,10 +62,9 @@ MIMI = {
 }
 
 ROPE = {"rope_type": "default", "rope_theta": 1000.0}
-"""A low base spends the rotary pairs on distances that occur here, below 2048."""
+"""A low base, so that the rotary pairs cover the distances that occur, which are below 2048."""
 
-# The order of Mimi's convolutions, strides first to last, as the processor wants to know them to
-# count frames without running the codec.
+# Mimi's convolutions in order. The processor needs them to count frames without running the codec.
 ENCODED_LENGTH = {
     "kernel_sizes": [7, 3, 1, 8, 3, 1, 10, 3, 1, 12, 3, 1, 16, 3, 4],
     "strides": [1, 1, 1, 4, 1, 1, 5, 1, 1, 6, 1, 1, 8, 1, 2],
@@ -78,10 +77,13 @@ GENERATION = {
     "temperature": 0.2,
     "top_k": 20,
     "max_new_tokens": 160,
+    # The context that the engine gives the model (`ContextBounds`): none. It speaks only in its
+    # stock voice, and its word error rate rises after other voices and after turns of a call.
+    "csm_context": {"turns": 0, "reference_seconds": 0},
     "depth_decoder_do_sample": True,
     "depth_decoder_temperature": 0.3,
     "depth_decoder_top_k": 20,
-    # Ids that are no codec codes. Training never shows them, so this is a belt with the braces.
+    # Ids that are not codec codes. Training has none of them; this excludes them for certain.
     "suppress_tokens": [CODES, CODES + 1, CODES + 2],
     "depth_decoder_suppress_tokens": [CODES, CODES + 1, CODES + 2],
     "depth_decoder_min_new_tokens": CODEBOOKS - 1,
@@ -132,7 +134,7 @@ def csm_config(codec: MimiConfig | None = None) -> CsmConfig:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character; what is not printable ASCII is `<|unk|>`."""
+    """One token for each character; characters outside printable ASCII become `<|unk|>`."""
     vocabulary = {token: number for number, token in enumerate((*SPECIAL, *SYMBOLS))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[UNK]))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
@@ -150,10 +152,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def feature_extractor() -> EncodecFeatureExtractor:
-    """Mono, 24 kHz, no chunking: as CSM-1B's."""
+    """Mono, 24 kHz, no chunking, as in CSM-1B."""
     return EncodecFeatureExtractor(feature_size=1, sampling_rate=SAMPLE_RATE, padding_value=0.0)
 
 
 def processor_settings() -> dict[str, Any]:
-    """What the processor adds to its two parts."""
+    """Settings of the processor beyond those of its tokenizer and feature extractor."""
     return {"audio_kwargs": {"encoded_length_kwargs": ENCODED_LENGTH, "sampling_rate": SAMPLE_RATE}}

@@ -1,6 +1,6 @@
 // Builds web/ into web/dist, which is committed: running the page needs no npm.
-// Beside the page: the licences of what is in it, and build.json, by which `make check` sees
-// whether the sources have changed since.
+// It also writes the licences of all packages in the page, and build.json, by which `make check`
+// detects that the sources have changed.
 import { createHash } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -16,8 +16,8 @@ function sourcesDigest(root) {
   return sha256(lines.join(""));
 }
 
-/** The licence texts of all that the lock file brings into the page; livekit-client is a bundle
- * itself, so that the bundler does not see what is in it. */
+/** The licence texts of all packages in the lock file. The bundler cannot list them, because
+ * livekit-client is already a bundle. */
 function licences(root) {
   const { packages } = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8"));
   const bundled = Object.entries(packages).filter(([path, entry]) => path !== "" && !entry.dev);
@@ -46,6 +46,6 @@ export default defineConfig({
     target: "es2022",
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
-    chunkSizeWarningLimit: 600, // livekit-client is most of it
+    chunkSizeWarningLimit: 600, // mostly livekit-client
   },
 });

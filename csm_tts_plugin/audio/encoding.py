@@ -1,7 +1,6 @@
-"""Speech as a file while it is being made: WAV, bare PCM, or by libav MP3, Opus, FLAC and AAC.
+"""Streaming encoders: WAV, raw PCM, and by libav MP3, Opus, FLAC and AAC.
 
-All of them can be played from their first bytes on: where a header would tell the length, it tells
-that the length is unknown.
+All of them can be played from the first bytes; headers with a length say that it is unknown.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ CONTENT_TYPES = {
     "wav": "audio/wav",
     "pcm": "audio/pcm",
 }
-"""What speech can be encoded as, with the MIME type of each."""
+"""The output formats and their MIME types."""
 
 _LIBAV: dict[str, tuple[str, str, dict[str, str]]] = {
     # container, codec, options: no index at the front, and pages of one frame instead of a second
@@ -40,25 +39,28 @@ _UNKNOWN = 0xFFFFFFFF
 
 
 class Encoder(Protocol):
-    """Mono float32 samples at 24 kHz in [-1, 1] into bytes; louder ones clip."""
+    """Encodes mono float32 samples in [-1, 1] to bytes; louder ones are clipped."""
 
     def push(self, samples: Samples) -> bytes:
-        """What `samples` completes; may be empty."""
+        """Encode `samples`; returns the bytes that are complete, which may be none."""
 
     def finish(self) -> bytes:
-        """The rest; nothing may be pushed after."""
+        """The remaining bytes. `push` must not be called after it."""
 
 
-def encoder(format: str) -> Encoder:
-    """An encoder for a key of `CONTENT_TYPES`."""
-    return _Raw(format == "wav") if format in ("wav", "pcm") else _Libav(*_LIBAV[format])
+def encoder(format: str, rate: int = SAMPLE_RATE) -> Encoder:
+    """An encoder for a format of `CONTENT_TYPES` and one of `OUTPUT_RATES` in Hz."""
+    if format in ("wav", "pcm"):
+        return _Raw(rate if format == "wav" else None)
+    return _Libav(*_LIBAV[format], rate)
 
 
 class _Raw:
     """16-bit little-endian PCM, with or without a WAV header in front."""
 
-    def __init__(self, header: bool) -> None:
-        self._header = _wav_header() if header else b""
+    def __init__(self, rate: int | None) -> None:
+        """`rate`: in Hz, for the WAV header; None: no header."""
+        self._header = b"" if rate is None else _wav_header(rate)
 
     def push(self, samples: Samples) -> bytes:
         header, self._header = self._header, b""
@@ -68,15 +70,17 @@ class _Raw:
         return self.push(np.zeros(0, np.float32))
 
 
-def _wav_header() -> bytes:
-    """Mono, 16 bits, 24 kHz; both lengths unknown, which players take for "until it ends"."""
-    format = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16)
+def _wav_header(rate: int) -> bytes:
+    """A header for 16-bit mono with both lengths at their maximum, which players read as "to the
+    end of the stream".
+    """
+    format = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
     riff = struct.pack("<4sI4s", b"RIFF", _UNKNOWN, b"WAVE")
     return riff + format + struct.pack("<4sI", b"data", _UNKNOWN)
 
 
 class _Written:
-    """A file that can only be written to, for libav; what was written is taken piece by piece."""
+    """A write-only file for libav; written bytes are taken out piece by piece."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -91,22 +95,22 @@ class _Written:
 
 
 class _Libav:
-    def __init__(self, container: str, codec: str, options: dict[str, str]) -> None:
+    def __init__(self, container: str, codec: str, options: dict[str, str], rate: int) -> None:
         import av  # takes a while, and few servers are ever asked for these
 
         self._file = _Written()
         self._container: Any = av.open(
             self._file, "w", format=container, options={**options, "flush_packets": "1"}
         )
-        self._stream: Any = self._container.add_stream(codec, rate=SAMPLE_RATE, layout="mono")
+        self._stream: Any = self._container.add_stream(codec, rate=rate, layout="mono")
         self._frame = av.AudioFrame
-        self._samples = 0
+        self._samples, self._rate = 0, rate
 
     def push(self, samples: Samples) -> bytes:
         if len(samples):
             pcm = np.frombuffer(to_pcm16(samples), "<i2")[None]
             frame = self._frame.from_ndarray(pcm, format="s16", layout="mono")
-            frame.sample_rate, frame.pts = SAMPLE_RATE, self._samples
+            frame.sample_rate, frame.pts = self._rate, self._samples
             self._samples += len(samples)
             self._container.mux(self._stream.encode(frame))
         return self._file.take()

@@ -1,7 +1,7 @@
-"""Speech on this machine's loudspeaker while it is made, through the optional `sounddevice`.
+"""Plays speech on this machine while it is generated, with the optional package `sounddevice`.
 
-The device takes samples from its own thread, so making speech never waits for playing it, and a
-late chunk is heard as a pause.
+The device fetches samples from its own thread, so generating never waits for playback, and a late
+chunk is a pause.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from importlib import import_module
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,13 @@ log = logging.getLogger("csm_tts_plugin.audio")
 Samples = npt.NDArray[np.float32]
 
 _GRACE_S = 2.0
-"""How much longer than the speech itself a device may take to play it, before it is given up."""
+"""Seconds beyond the duration of the speech after which a device is given up."""
 
 
 class Loudspeaker:
-    """Plays mono float32 samples at 24 kHz; silent, with one warning, where nothing can play."""
+    """Plays mono float32 samples at 24 kHz. Without a usable device it does nothing, after one
+    warning.
+    """
 
     def __init__(self) -> None:
         self._ready = threading.Condition()
@@ -36,18 +37,18 @@ class Loudspeaker:
         try:
             self._stream = _open(self._fill)
         except Exception as error:
-            # PortAudio reports each driver's trouble in its own way; none shall cost the speech.
+            # PortAudio raises different errors for each driver; none of them may end the speech.
             log.warning("Speech is not played: %s.", _explained(error))
 
     def play(self, samples: Samples) -> None:
-        """Returns at once."""
+        """Queue samples; returns at once."""
         if self._stream is not None:
             with self._ready:
                 self._pieces.append(np.clip(samples, -1.0, 1.0))
                 self._waiting += len(samples)
 
     def drain(self) -> None:
-        """Wait until everything was taken, but not for ever: a device may have been unplugged."""
+        """Wait until everything was played, with a time limit: the device may be unplugged."""
         with self._ready:
             patience = self._waiting / SAMPLE_RATE + _GRACE_S
             if not self._ready.wait_for(lambda: not self._waiting, patience):
@@ -56,7 +57,9 @@ class Loudspeaker:
                 )
 
     def _fill(self, out: npt.NDArray[np.float32], frames: int, time: Any, status: Any) -> None:
-        """What the device asks for: `out` [frames, 1], silence where speech is not made yet."""
+        """The device's callback: fills `out` [frames, 1], with silence if
+        no speech is available.
+        """
         out.fill(0.0)
         with self._ready:
             place = 0
@@ -73,13 +76,8 @@ class Loudspeaker:
     def __enter__(self) -> Loudspeaker:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Play to the end, or fall silent at once where something went wrong."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Play to the end; after an exception stop at once."""
         if self._stream is None:
             return
         try:

@@ -1,75 +1,141 @@
-"""Recordings from outside, read within bounds: the only place that decodes audio files.
+"""Decodes recordings within limits; the only module that reads audio files.
 
-Bytes come from the network and are not trusted: the format is told by its first bytes, the
-header's promises are checked before anything is allocated, and decoding stops where the limits do.
-Nothing is opened but the bytes at hand, and paths come from local users only.
+The bytes may come from the network and are not trusted: the format is detected by its first bytes,
+the header's values are checked before memory is allocated, and decoding stops at the limits. Only
+the given bytes are opened, and paths come from local users only. Formats that libsndfile does not
+read are decoded by libav, in a process of its own (`containers`).
 """
 
 from __future__ import annotations
 
 import io
 import wave
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
-import soxr
 
 from ..config import SAMPLE_RATE, Limits
 from ..errors import AudioError
+from .arrays import read_array
+from .bounds import Bounds, check_sound, check_values
+from .containers import FORMATS, by_libav, container_of
+from .mono import PIECE_FRAMES, AtHand, mono_of
 from .resample import to_pcm16
+
+__all__ = [
+    "Bounds",
+    "decode_recording",
+    "decode_reference",
+    "encode_wav",
+    "load_recording",
+    "load_reference",
+    "to_reference",
+]
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Samples = npt.NDArray[np.float32]
 
-_MAGIC = (b"RIFF", b"RIFX", b"fLaC", b"OggS")
-_RATES = range(8_000, 192_001)
-_MAX_CHANNELS = 8
-_PIECE_FRAMES = 65_536
-_FULL_SCALE = 4.0
-"""Float files may exceed 1.0 a little and are clipped; past this they are not scaled to it."""
-_SILENCE_PEAK = 10.0 ** (-50.0 / 20.0)
+_MAGIC = (b"RIFF", b"RIFX", b"fLaC", b"OggS", b"FORM", b".snd")
+"""First bytes of the formats that libsndfile reads: WAV, FLAC, OGG, AIFF, AU."""
 
 
 def decode_reference(data: bytes, *, limits: Limits | None = None) -> Samples:
-    """A WAV, FLAC or OGG file as float32 mono at 24 kHz, in [-1, 1].
+    """Decodes a WAV, FLAC, OGG, MP3, M4A or WebM file to mono float32 [n] at 24 kHz, in [-1, 1].
 
-    Raises AudioError: not such a file, broken, too big, too short or too long, with NaN or silent.
+    Raises AudioError for other formats, and for files that are damaged, too large, too short, too
+    long, silent, or contain NaN.
     """
-    limits = limits or Limits()
-    if len(data) > limits.reference_bytes:
+    return decode_recording(data, Bounds.of_references(limits or Limits()))
+
+
+def decode_recording(data: bytes, bounds: Bounds) -> Samples:
+    """`decode_reference` with other limits."""
+    if len(data) > bounds.bytes:
         raise AudioError(
-            f"The recording has {len(data)} bytes, more than {limits.reference_bytes}; "
+            f"The recording has {len(data)} bytes, more than {bounds.bytes}; "
             "send a shorter one, or as FLAC."
         )
-    if not data.startswith(_MAGIC):
-        raise AudioError("The recording is not a WAV, FLAC or OGG file; convert it to one of them.")
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            samples = _read(file, limits)
-    except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError, TypeError):
+    container = container_of(data)
+    if not data.startswith(_MAGIC) and container is None:
+        raise AudioError(f"The recording is not a {FORMATS} file; convert it to one of them.")
+    samples = _by_libsndfile(data, bounds) if data.startswith(_MAGIC) else None
+    if samples is None and container is not None:
+        samples = by_libav(data, container, bounds)
+    if samples is None:
         raise AudioError(
             "The recording cannot be decoded: it is broken or of a rare kind; "
             "save it again as 16-bit WAV."
-        ) from None
-    _check_sound(samples)
+        )
+    check_sound(samples)
     return samples
 
 
+def _by_libsndfile(data: bytes, bounds: Bounds) -> Samples | None:
+    """The decoded samples, None if libsndfile cannot read the file. Raises AudioError."""
+    data = _with_length(data)
+    try:
+        return mono_of(lambda: _Opened(data), bounds)
+    except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError, TypeError):
+        return None
+
+
+class _Opened:
+    """A file that libsndfile reads, as a source for `mono_of`."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file = soundfile.SoundFile(io.BytesIO(data))
+        self.rate, self.channels = int(self._file.samplerate), int(self._file.channels)
+        self.promised: int | None = self._file.frames
+
+    def pieces(self) -> Iterator[Samples]:
+        while len(piece := self._file.read(PIECE_FRAMES, dtype="float32", always_2d=True)):
+            yield piece
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _with_length(data: bytes) -> bytes:
+    """Corrects a WAV header with data length 0, as written by programs that stream to a pipe."""
+    if not data.startswith(b"RIFF"):
+        return data
+    at = 12
+    while at + 8 <= len(data):
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if name == b"data":
+            rest = len(data) - at - 8
+            if size or not rest or data[at + 8 : at + 12] in _CHUNKS:
+                return data
+            return data[: at + 4] + rest.to_bytes(4, "little") + data[at + 8 :]
+        at += 8 + size + size % 2
+    return data
+
+
+_CHUNKS = (b"LIST", b"fact", b"cue ", b"bext", b"id3 ", b"ID3 ", b"smpl", b"PEAK", b"JUNK")
+"""Chunks that may follow a data chunk that is really empty."""
+
+
 def load_reference(path: str | Path, *, limits: Limits | None = None) -> Samples:
-    """`decode_reference` of a local file; its errors begin with the file's name."""
+    """`decode_reference` for a local file; error messages begin with the file's name."""
+    return load_recording(path, Bounds.of_references(limits or Limits()))
+
+
+def load_recording(path: str | Path, bounds: Bounds) -> Samples:
+    """`decode_recording` for a local file; error messages begin with the file's name."""
     path = Path(path)
     try:
-        return decode_reference(_read_file(path, limits or Limits()), limits=limits)
+        return decode_recording(_read_file(path, bounds), bounds)
     except AudioError as error:
         raise AudioError(f"{path.name}: {error.message}") from None
 
 
 def encode_wav(samples: Samples, rate: int = SAMPLE_RATE) -> bytes:
-    """A mono 16-bit WAV file of float32 samples in [-1, 1]; louder ones clip."""
+    """A mono 16-bit WAV file of float32 samples in [-1, 1]; louder ones are clipped."""
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
@@ -79,91 +145,38 @@ def encode_wav(samples: Samples, rate: int = SAMPLE_RATE) -> bytes:
     return buffer.getvalue()
 
 
-def to_reference(samples: Samples, rate: int, *, limits: Limits | None = None) -> Samples:
-    """Samples at hand (float32, [n] or [n, channels]) under the same checks as a file's."""
-    samples = np.asarray(samples, dtype=np.float32)
-    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > _MAX_CHANNELS):
-        raise AudioError(f"Audio has shape {samples.shape}; give [samples] or [samples, channels].")
-    _check_format(rate, 1 if samples.ndim == 1 else samples.shape[1])
-    _check_length(len(samples), rate, limits or Limits())
-    mono = samples if samples.ndim == 1 else samples.mean(axis=1)
-    _check_values(mono)
-    result: Samples = soxr.resample(np.clip(mono, -1.0, 1.0), rate, SAMPLE_RATE)
-    result = np.clip(result, -1.0, 1.0)
-    _check_sound(result)
+def to_reference(samples: Any, rate: int, *, limits: Limits | None = None) -> Samples:
+    """Samples ([n], [n, channels] or any type of `read_array`) as reference audio: mono float32 at
+    24 kHz, with the same checks and errors as for a file.
+    """
+    columns, _ = read_array(samples)
+    bounds = Bounds.of_references(limits or Limits())
+    result = mono_of(lambda: AtHand(columns, rate), bounds)
+    check_sound(result)
     return result
 
 
-def _read_file(path: Path, limits: Limits) -> bytes:
+def to_mono(columns: Samples, rate: int) -> Samples:
+    """Samples [n, channels] as mono at 24 kHz, of any length."""
+    if rate == SAMPLE_RATE and columns.shape[1] == 1:
+        check_values(columns)
+        return np.ascontiguousarray(np.clip(columns[:, 0], -1.0, 1.0))
+    return mono_of(lambda: AtHand(columns, rate), _ANY_LENGTH)
+
+
+_ANY_LENGTH = Bounds(0, 0.0, 3600.0, "an hour is enough")
+
+
+def _read_file(path: Path, bounds: Bounds) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(limits.reference_bytes + 1)
+            return file.read(bounds.bytes + 1)
     except FileNotFoundError:
         cause = "no such file; check the path"
     except IsADirectoryError:
-        cause = "this is a folder; name a WAV, FLAC or OGG file"
+        cause = f"this is a folder; name a {FORMATS} file"
     except PermissionError:
         cause = "no permission to read it; change the file's mode"
     except (OSError, ValueError) as error:
         cause = f"it cannot be read ({type(error).__name__}); check the path"
     raise AudioError(f"{cause}.")
-
-
-def _read(file: soundfile.SoundFile, limits: Limits) -> Samples:
-    _check_format(file.samplerate, file.channels)
-    _check_length(file.frames, file.samplerate, limits)
-    resampler = soxr.ResampleStream(file.samplerate, SAMPLE_RATE, 1, dtype="float32")
-    pieces: list[Samples] = []
-    read = 0
-    # In pieces, for the header may promise less than the file holds, and channels and high rates
-    # would cost far more memory than the mono sound that is kept.
-    while len(piece := file.read(_PIECE_FRAMES, dtype="float32", always_2d=True)):
-        read += len(piece)
-        _check_longest(read, file.samplerate, limits)
-        mono = piece.mean(axis=1)
-        _check_values(mono)
-        pieces.append(resampler.resample_chunk(np.clip(mono, -1.0, 1.0)))
-    _check_length(read, file.samplerate, limits)
-    pieces.append(resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
-    return np.clip(np.concatenate(pieces), -1.0, 1.0)
-
-
-def _check_format(rate: int, channels: int) -> None:
-    if rate not in _RATES:
-        raise AudioError(f"The recording has {rate} Hz; 8000 to 192000 Hz can be used.")
-    if not 1 <= channels <= _MAX_CHANNELS:
-        raise AudioError(
-            f"The recording has {channels} channels; 1 to {_MAX_CHANNELS} can be used."
-        )
-
-
-def _check_length(frames: int, rate: int, limits: Limits) -> None:
-    _check_longest(frames, rate, limits)
-    if frames < limits.reference_seconds_min * rate:
-        raise AudioError(
-            f"The recording lasts {frames / rate:.2f} s, less than "
-            f"{limits.reference_seconds_min:g} s; 3 to 15 s of speech make a good reference."
-        )
-
-
-def _check_longest(frames: int, rate: int, limits: Limits) -> None:
-    if frames > limits.reference_seconds_max * rate:
-        raise AudioError(
-            f"The recording lasts more than {limits.reference_seconds_max:g} s; "
-            "cut it: 3 to 15 s of speech make a good reference."
-        )
-
-
-def _check_values(samples: Samples) -> None:
-    peak = float(np.max(np.abs(samples), initial=0.0))
-    if not np.isfinite(peak):
-        raise AudioError(
-            "The recording holds NaN or infinite samples; save it again as 16-bit WAV."
-        )
-    if peak > _FULL_SCALE:
-        raise AudioError("The recording is not scaled to [-1, 1]; save it again as 16-bit WAV.")
-
-
-def _check_sound(samples: Samples) -> None:
-    if float(np.max(np.abs(samples - samples.mean()), initial=0.0)) < _SILENCE_PEAK:
-        raise AudioError("The recording is silent; check the microphone and record it again.")

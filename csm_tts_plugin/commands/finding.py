@@ -1,4 +1,4 @@
-"""One line of `doctor`: how it stands, and what to do about it."""
+"""One line of `doctor` or `voices check`: a state, and what to do about it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def ok(text: str) -> Finding:
 
 
 def note(text: str) -> Finding:
-    """Worth knowing; nothing is in the way."""
+    """For information; not a fault."""
     return Finding(Mark.NOTE, text)
 
 
 def bad(text: str) -> Finding:
-    """Cause and cure."""
+    """A fault, with cause and remedy."""
     return Finding(Mark.BAD, text)

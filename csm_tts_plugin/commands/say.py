@@ -1,4 +1,4 @@
-"""`say`: one text into a WAV file, with what it took to make it."""
+"""`say`: speaks a text into a file or a pipe and prints timings."""
 
 from __future__ import annotations
 
@@ -6,66 +6,72 @@ import argparse
 import asyncio
 import queue
 import time
-import wave
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Self
 
 from ..audio.resample import StreamResampler, to_pcm16
-from ..client import EngineClient
-from ..config import FRAME_SECONDS, OUTPUT_RATES, SAMPLE_RATE, Limits, ServerConfig
+from ..client.engine import EngineClient
+from ..config import OUTPUT_RATES, SAMPLE_RATE, Limits, ServerConfig
 from ..engine.api import Audio, Done, Event, Failed, Sampling, SpeechEngine
 from ..errors import ConfigError, TextError
-from ..protocol import STOCK_VOICE, VOICE_ID
 from ..server.report import describe
 from ..server.voices import resolve
-from ..text import SentenceSplitter, speakable
+from ..text.stream import sentences_of
 from ..voices.voice import Consent, Voice
+from ..wire.protocol import STOCK_VOICE, VOICE_ID
 from .options import add_engine_options, engine_config, load_engine, whole
+from .output import Output
 
 _LOAD_POLL_S = 0.05
-_SHOW_EVERY_S = 2.0
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
-    parser.add_argument("text", help="what to say")
-    parser.add_argument("--voice", help="a recording to speak like, or the id of a stored voice")
-    parser.add_argument("--transcript", help="the words of that recording")
-    parser.add_argument("-o", "--output", type=Path, default=Path("out.wav"), help="WAV to write")
-    parser.add_argument("--rate", type=int, choices=OUTPUT_RATES, default=SAMPLE_RATE, help="Hz")
+    parser.add_argument("text", help="the text to speak")
+    parser.add_argument("--voice", help="reference audio to clone, or the id of a stored voice")
+    parser.add_argument("--transcript", help="the words spoken in the reference audio")
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="out.wav",
+        metavar="FILE",
+        help="ends in .wav, .mp3, .flac, .ogg, .opus or .aac; -: WAV to stdout (%(default)s)",
+    )
+    parser.add_argument(
+        "--rate", type=int, choices=OUTPUT_RATES, default=SAMPLE_RATE, help="sample rate in Hz"
+    )
     parser.add_argument("--seed", type=whole, help="the same seed gives the same speech")
-    parser.add_argument("--temperature", type=float, help="0: always the likeliest code")
-    parser.add_argument("--engine-url", help="speak through a server instead of loading the model")
+    parser.add_argument("--temperature", type=float, help="sampling temperature; 0 is greedy")
+    parser.add_argument("--engine-url", help="use this engine server instead of loading the model")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """0. Raises CsmError."""
+    """Returns 0. Raises CsmError."""
     sentences = _sentences(args.text)
     sampling = _sampling(args)
-    voice = _voice(args)
+    output = Output(args.output, args.rate)
+    voice = _voice(args, output)
     with ExitStack() as stack:
-        output = stack.enter_context(_Output(args.output, args.rate))
+        stack.enter_context(output)
         if args.engine_url:
             asyncio.run(_say_there(args, sentences, voice, sampling, output))
         else:
-            engine = _ready_engine(args)
+            engine = load_engine(engine_config(args))
+            # Also if loading fails: a thread still in torch would crash the process at its end.
             stack.callback(engine.stop)
+            _wait_ready(engine, output)
             _say_here(engine, sentences, voice, sampling, output)
     output.summarise()
     return 0
 
 
 def _sentences(text: str) -> list[str]:
-    splitter = SentenceSplitter()
-    found = [*splitter.push(text), *splitter.flush()]
-    sentences = [words for sentence in found if (words := speakable(sentence).strip())]
+    sentences = sentences_of(text)
     if not sentences:
-        raise TextError("There is nothing to say: the text holds no words.")
+        raise TextError("There is nothing to say: the text has no words.")
     return sentences
 
 
@@ -76,95 +82,40 @@ def _sampling(args: argparse.Namespace) -> Sampling:
     return Sampling(args.temperature, None, args.seed)
 
 
-def _voice(args: argparse.Namespace) -> str | Voice:
-    """A stored voice's id, or the voice of a recording that the user vouches for."""
+def _voice(args: argparse.Namespace, output: Output) -> str | Voice:
+    """The id of a stored voice, or the voice of a recording whose consent the user confirms."""
     if args.voice is None:
         if args.transcript is not None:
-            raise ConfigError("--transcript tells the words of a --voice; name the recording too.")
+            raise ConfigError("--transcript holds the words of a --voice: give the recording too.")
         return STOCK_VOICE
     path = Path(args.voice)
     if VOICE_ID.fullmatch(args.voice) and not path.exists():
         return str(args.voice)
-    print(f"speaking like {path.name}: do so only with that person's consent", flush=True)
+    output.say(f"voice of {path.name}: use it only with that person's consent")
     consent = Consent(
         speaker="recorded person",
-        statement="Whoever ran the command vouches for the consent of the recorded person.",
+        statement="The person who ran the command confirms the consent of the recorded person.",
         date=date.today().isoformat(),
     )
     transcript = args.transcript or ""
     return Voice.from_file(path, transcript=transcript, consent=consent, speaker="voice")
 
 
-@dataclass(slots=True)
-class _Output:
-    """The WAV file, and figures of how the sound came; removed again when none did."""
-
-    path: Path
-    rate: int
-    began: float = 0.0
-    first: float = 0.0
-    ended: float = 0.0
-    samples: int = 0
-    shown: float = 0.0
-    files: ExitStack = field(default_factory=ExitStack)
-    wav: wave.Wave_write | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            file = self.files.enter_context(self.path.open("wb"))
-        except OSError as error:
-            raise ConfigError(
-                f"Cannot write {self.path} ({error.strerror}); choose another with -o."
-            ) from None
-        self.wav = self.files.enter_context(wave.open(file, "wb"))
-        self.wav.setnchannels(1)
-        self.wav.setsampwidth(2)
-        self.wav.setframerate(self.rate)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.files.close()
-        if not self.samples:
-            self.path.unlink(missing_ok=True)
-
-    def begin(self) -> None:
-        self.began = self.shown = time.monotonic()
-
-    def write(self, pcm: bytes) -> None:
-        assert self.wav is not None
-        self.ended = time.monotonic()
-        if pcm and not self.samples:
-            self.first = self.ended
-            print(f"first audio after {self.first - self.began:.3f} s", flush=True)
-        self.samples += len(pcm) // 2
-        self.wav.writeframesraw(pcm)
-        if self.ended - self.shown >= _SHOW_EVERY_S:
-            self.shown = self.ended
-            print(f"  {self.samples / self.rate:.1f} s spoken", flush=True)
-
-    def summarise(self) -> None:
-        took, speech = self.ended - self.began, self.samples / self.rate
-        factor = took / max(speech, FRAME_SECONDS)
-        print(f"{speech:.2f} s of speech in {took:.2f} s (real-time factor {factor:.2f})")
-        print(f"wrote {self.path}", flush=True)
-
-
 # In this process
 
 
-def _ready_engine(args: argparse.Namespace) -> SpeechEngine:
+def _wait_ready(engine: SpeechEngine, output: Output) -> None:
+    """Waits until the engine is ready. Raises its failure."""
     began, told = time.monotonic(), ""
-    engine = load_engine(engine_config(args))
     engine.start()
     while not (status := engine.status()).ready:
         if status.failure is not None:
             raise status.failure
         if status.detail != told:
             told = status.detail
-            print(f"  {told}", flush=True)
+            output.say(f"  {told}")
         time.sleep(_LOAD_POLL_S)
-    print(f"ready: {describe(engine.info(), status)}, after {time.monotonic() - began:.1f} s")
-    return engine
+    output.say(f"ready: {describe(engine.info(), status)}, after {time.monotonic() - began:.1f} s")
 
 
 def _say_here(
@@ -172,10 +123,12 @@ def _say_here(
     sentences: list[str],
     voice: str | Voice,
     sampling: Sampling,
-    output: _Output,
+    output: Output,
 ) -> None:
     named = voice.inline() if isinstance(voice, Voice) else voice
     prompt = resolve(named, ServerConfig.from_env(), engine.info())
+    if named != STOCK_VOICE and prompt is not None and prompt.key == STOCK_VOICE:
+        output.say("  this model cannot use another voice: the stock voice speaks")
     conversation = engine.open(prompt, sampling)
     resampler = StreamResampler(SAMPLE_RATE, output.rate)
     output.begin()
@@ -185,7 +138,7 @@ def _say_here(
 
 
 def _events(engine: SpeechEngine, conversation: str, sentences: list[str]) -> Iterator[Audio]:
-    """The sound of all sentences in order. Raises what failed."""
+    """The audio of all sentences in order. Raises the error of a failed sentence."""
     incoming: queue.SimpleQueue[Event] = queue.SimpleQueue()
     for number, sentence in enumerate(sentences, 1):
         engine.say(conversation, sentence, incoming.put, more=number < len(sentences), live=False)
@@ -203,7 +156,7 @@ async def _say_there(
     sentences: list[str],
     voice: str | Voice,
     sampling: Sampling,
-    output: _Output,
+    output: Output,
 ) -> None:
     named = voice.inline() if isinstance(voice, Voice) else voice
     key = ServerConfig.from_env().key

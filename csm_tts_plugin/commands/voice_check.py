@@ -1,4 +1,4 @@
-"""What `voices check` finds in a recording: figures in words, and what to record again."""
+"""`voices check`: figures of a recording in words, and what to record again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..voices.measure import Figures, Track, measure
 from .finding import Finding, Mark
 
 _MATCH = 0.6
-"""Of the words: Whisper writes numbers and names its own way."""
+"""Least share of matching words; Whisper spells numbers and names differently."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +32,10 @@ class Examined:
 
 
 def examine(samples: Samples, transcript: str | None, language: str | None) -> Examined:
-    """Float32, 24 kHz. `transcript` None: not known; `language` None: do not listen for words."""
+    """Measures float32 [n] at 24 kHz.
+
+    `transcript` None: unknown; `language` None: do not transcribe.
+    """
     figures, track = measure(samples, SAMPLE_RATE)
     findings = (*_of_sound(figures), *_of_words(samples, figures, transcript, language))
     return Examined(samples, figures, track, findings, score(figures))
@@ -86,25 +89,25 @@ def _of_words(
     samples: Samples, figures: Figures, transcript: str | None, language: str | None
 ) -> Iterator[Finding]:
     if transcript is None:
-        yield Finding(Mark.NOTE, "transcript: none is known; --transcript gives it")
+        yield Finding(Mark.NOTE, "transcript: unknown; give it by --transcript")
         return
     faults = [f for f in faults_of(figures, transcript) if f.name in {"wordless", "words"}]
     if faults or language is None:
-        yield _row(f"transcript: {len(transcript.split())} words, not listened for", faults)
+        yield _row(f"transcript: {len(transcript.split())} words, not compared", faults)
         return
     heard = _hear(samples, language)
     if heard is None:
-        why = "offline speech-to-text is not installed; `make setup` brings it"
-        yield Finding(Mark.NOTE, f"transcript: not compared, for {why}")
+        why = "offline speech-to-text is not installed; run `make setup`"
+        yield Finding(Mark.NOTE, f"transcript: not compared: {why}")
         return
     share = match(transcript, heard)
-    text = f"transcript: {100 * share:.0f} % of it agree with what Whisper hears"
-    poor = Fault("words", text.split(": ")[1] + "; write down what is said, in full")
+    text = f"transcript: {100 * share:.0f} % of the words agree with Whisper's transcript"
+    poor = Fault("words", text.split(": ")[1] + "; write down all that is said")
     yield _row(text, [] if share >= _MATCH else [poor])
 
 
 def match(transcript: str, heard: str) -> float:
-    """Share of words that two texts have in common in the same order, 0 to 1."""
+    """Share of words, 0 to 1, that two texts have in common in the same order."""
     said, found = (re.findall(r"\w+", text.lower()) for text in (transcript, heard))
     return difflib.SequenceMatcher(None, said, found, autojunk=False).ratio()
 

@@ -1,4 +1,4 @@
-"""Draws what `voices check` found: waveform with its pauses, level over noise, spectrum."""
+"""Draws the result of `voices check`: waveform with its pauses, level and noise, spectrum."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..config import SAMPLE_RATE
+from ..files import WholeFile
 from ..voices.measure import HOP_S
 from .voice_check import Examined
 
@@ -17,11 +18,11 @@ _SPEECH, _NOISE, _PITCH = "#c8641e", "#8a8a8a", "#2f6f9f"
 _ABOVE: dict[str, Any] = {
     "loc": "lower right", "bbox_to_anchor": (1.0, 0.98), "borderaxespad": 0.0, "frameon": False,
 }  # fmt: skip
-"""Where a legend hides no curve."""
+"""Position of a legend that hides no curve."""
 
 
 def draw(examined: Examined, name: str, path: Path) -> None:
-    """Raises OSError, ValueError where the file cannot be written or is of no known kind."""
+    """Writes the picture. Raises OSError, or ValueError for an unknown kind of file."""
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
     wave, level, spectrum = figure.subplots(3, 1, sharex=True)
@@ -32,7 +33,8 @@ def draw(examined: Examined, name: str, path: Path) -> None:
     wave.set_title(title, loc="left", fontsize=10)
     spectrum.set_xlabel("seconds")
     spectrum.set_xlim(0, examined.figures.seconds)
-    figure.savefig(path, dpi=110)
+    with WholeFile(path) as whole:
+        figure.savefig(whole.file, dpi=110, format=path.suffix.lower().removeprefix(".") or "png")
 
 
 def _wave(axis: Any, examined: Examined) -> None:
@@ -43,7 +45,7 @@ def _wave(axis: Any, examined: Examined) -> None:
     for begin, end in examined.track.pauses():
         axis.axvspan(begin * HOP_S, end * HOP_S, color=_NOISE, alpha=0.2, lw=0)
     axis.set_ylim(-1, 1)
-    axis.set_ylabel("sound, pauses grey")
+    axis.set_ylabel("waveform, pauses grey")
 
 
 def _level(axis: Any, examined: Examined) -> None:

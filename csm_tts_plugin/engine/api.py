@@ -1,12 +1,13 @@
-"""What the rest of the project knows of the engine: plain values and one protocol.
+"""The engine's interface for the rest of the project: plain values and one protocol.
 
-Nothing here imports torch, so a server's tests can speak to a stand-in that fails on purpose.
-Every method of `SpeechEngine` may be called from any thread and returns at once; results come back
-through the sink, on the engine's own thread.
+Nothing here imports torch, so tests of the server can use a stand-in that fails on request. Every
+method of `SpeechEngine` may be called from any thread and returns at once; results are passed to
+the sink, on the engine's own thread.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,10 +16,27 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import CsmError
+from ..errors import ConfigError, CsmError
 
 Samples = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
+
+PACKAGES = ("torch", "transformers", "safetensors")
+"""Packages that an engine needs beyond the base install; the extra `engine` installs them."""
+
+
+def require_packages() -> None:
+    """Raises ConfigError where a package of the engine is missing. Imports none of them."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise missing_packages(*missing)
+
+
+def missing_packages(*names: str) -> ConfigError:
+    return ConfigError(
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not installed;"
+        ' `pip install "csm-tts-plugin[engine]"`, or name a running engine by CSM_ENGINE_URL.'
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +54,19 @@ class VoicePrompt:
 
     `key` names the content (a hash over audio and text): equal keys share one cached prefix.
     Replies are spoken as `speaker`; a turn added with that name is the same person.
-    An empty `turns` is a voice of nobody: the model speaks without a reference.
+    With empty `turns` the model speaks without reference audio.
     """
 
     key: str
     speaker: str
     turns: tuple[Turn, ...]
     private: bool = False
-    """Forgotten with the last conversation that speaks in it."""
+    """The cached prefix is dropped when the last conversation with this voice closes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How codes are drawn; None takes the checkpoint's own default, temperature 0 is greedy."""
+    """How codes are sampled. None: the checkpoint's default; temperature 0: greedy."""
 
     temperature: float | None = None
     top_k: int | None = None
@@ -59,7 +77,7 @@ class Reason(StrEnum):
     """Why an utterance ended."""
 
     END = "end"
-    """The model said so: a frame whose first codebooks are all 0."""
+    """The model generated its end frame: all codebooks but the last are 0."""
     LENGTH = "length"
     """The limit derived from the text, or the context, was reached."""
     SILENCE = "silence"
@@ -72,9 +90,9 @@ class Timings:
     """Seconds since `say` was accepted, on the engine's clock."""
 
     queued: float
-    """Until a slot was had."""
+    """Until the utterance got a slot."""
     prefill: float
-    """Until the prompt had been read."""
+    """Until the prompt was prefilled."""
     first_audio: float
     """Until the first samples left the engine."""
     total: float
@@ -82,8 +100,8 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """One frame of an utterance: 1920 samples, and the codes [K] behind them; `frame` counts from
-    0.
+    """One frame of an utterance: 1920 samples and the codes [K] they were decoded from; `frame`
+    counts from 0.
     """
 
     utterance: str
@@ -110,7 +128,7 @@ Event = Audio | Done | Failed
 """Any number of `Audio`, then exactly one `Done` or `Failed`."""
 
 Sink = Callable[[Event], None]
-"""Runs on the engine's thread: it must neither block nor raise."""
+"""Called on the engine's thread: it must neither block nor raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +140,30 @@ class EngineInfo:
     codebooks: int
     max_context: int
     versions: dict[str, str]
+    adapter: str | None = None
+    """The name of the merged LoRA adapter."""
+    watermark: str = "off"
+    """The kind of watermark in its speech."""
+    context_turns: int | None = None
+    """The most turns of a call in the context of a reply; None: as many as fit."""
+    reference_seconds: float | None = None
+    """The longest usable reference audio; 0: only the stock voice; None: no limit of the model's
+    own.
+    """
+    path: str = "PyTorch"
+    """Which kernels compute the frames: PyTorch's alone, or the names of our own in use."""
+
+    @property
+    def clones(self) -> bool:
+        """Whether reference audio changes the voice; otherwise the stock voice always speaks."""
+        return self.reference_seconds != 0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """A moment's picture. `detail` says in words what it is doing, or why it is not ready."""
+    """The engine's state at one moment. `detail` describes in words what it does, or why it is not
+    ready.
+    """
 
     ready: bool
     detail: str
@@ -136,23 +173,27 @@ class EngineStatus:
     queue: int
     conversations: int
     failure: CsmError | None = None
-    """Why it will never be ready (again): loading failed, or the device thread ended."""
+    """Why the engine is permanently unusable: loading failed, or its thread ended."""
     context_used: int = 0
-    """Positions that all open conversations hold."""
+    """Context positions of all open conversations."""
     context_fullest: float = 0.0
-    """How full the fullest of them is, from 0 to 1; at 1 its oldest turns go."""
+    """The fullest context of them as a share of the limit, 0 to 1; at 1 its oldest turns are
+    dropped.
+    """
     voices: int = 0
-    """References kept for whoever speaks in them next."""
+    """Cached references."""
 
 
 class SpeechEngine(Protocol):
-    """Many conversations spoken by one model on one device."""
+    """One model on one device that speaks for many conversations at a time."""
 
     def start(self) -> None:
-        """Load and warm up on the engine's thread; returns at once, `status().ready` follows."""
+        """Begin to load and warm up on the engine's thread. Returns at once; see
+        `status().ready`.
+        """
 
     def stop(self) -> None:
-        """End every utterance with a typed error and the thread with it."""
+        """End every utterance with a typed error, then the engine's thread."""
 
     def info(self) -> EngineInfo | None:
         """None until the model is loaded."""
@@ -160,15 +201,16 @@ class SpeechEngine(Protocol):
     def status(self) -> EngineStatus: ...
 
     def open(self, voice: VoicePrompt | None = None, sampling: Sampling | None = None) -> str:
-        """A new conversation; its id. Raises RequestError, UnavailableError."""
+        """Open a conversation; returns its id. Raises RequestError, UnavailableError."""
 
     def set_voice(self, conversation: str, voice: VoicePrompt | None) -> None:
-        """From the next utterance on. What was said in the old voice goes, and with it the turns of
-        the person whose voice it was, unless the new one is theirs too; other turns stay.
+        """Change the voice from the next utterance on. Utterances in the old voice are removed from
+        the context, and so are the turns of the old voice's speaker unless the new voice has the
+        same speaker. Other turns stay.
         """
 
     def add_turn(self, conversation: str, turn: Turn) -> None:
-        """Context: what somebody said. Prefilled as soon as the device has time."""
+        """Add a speaker's turn to the context. It is prefilled as soon as the device has time."""
 
     def say(
         self,
@@ -181,24 +223,26 @@ class SpeechEngine(Protocol):
         more: bool = False,
         live: bool = True,
     ) -> str:
-        """Speak one sentence or so; the utterance's id.
+        """Speak about one sentence; returns the utterance's id.
 
-        Utterances of a conversation are spoken one after the other in the order of `say`. `more`:
-        the reply goes on after this one, so its next sentence goes ahead of other conversations'
-        first ones. `live`: made at most `max_lead_s` ahead of playing; else as fast as it goes.
-        Raises TextError, BusyError (with retry_after), UnavailableError.
+        Utterances of a conversation are spoken in the order of the calls. `more`: the reply goes
+        on after this utterance, so its next sentence has priority over other conversations' first
+        ones. `live`: generated at most `max_lead_s` ahead of playback; otherwise as fast as
+        possible. Raises TextError, BusyError (with retry_after), UnavailableError.
         """
 
     def cancel(self, utterance: str) -> None:
-        """Ends it by the next frame with `Done(reason=cancelled)`; unknown ids are ignored."""
+        """End the utterance by the next frame with `Done(reason=cancelled)`. Unknown ids are
+        ignored.
+        """
 
     def keep_heard(self, conversation: str, utterance: str, frames: int) -> None:
-        """Of an utterance that has ended, or is cancelled, only so many frames reached an ear: the
-        others go from the conversation, as if they had never been said. Unknown ids are ignored.
+        """Keep only the first `frames` frames of an ended or cancelled utterance in the context,
+        because the listener heard no more of it. Unknown ids are ignored.
         """
 
     def close(self, conversation: str) -> None:
-        """Cancels what it still says and frees its memory; unknown ids are ignored."""
+        """Cancel the conversation's utterances and free its memory. Unknown ids are ignored."""
 
     def forget_voice(self, key: str) -> None:
-        """Drop what is kept of this voice: now, or with the last conversation that speaks in it."""
+        """Drop what is cached of this voice: now, or when the last conversation with it closes."""

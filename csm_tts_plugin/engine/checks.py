@@ -1,4 +1,4 @@
-"""What the engine refuses before it takes anything up."""
+"""Checks of settings and texts before the engine accepts them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import math
 
 import numpy as np
 
-from ..config import SAMPLE_RATE, EngineConfig, Limits
+from ..config import SAMPLE_RATE, WATERMARK_LEAD_S, WATERMARKS, EngineConfig, Limits
 from ..errors import AudioError, ConfigError, RequestError, TextError, VoiceError
 from .api import Samples, Sampling, Turn, VoicePrompt
 
 _SEED_MAX = 2**63 - 1
+_FULL_SCALE = 4.0
 
 
 def check_config(config: EngineConfig) -> None:
-    """Settings no engine can work with."""
+    """Raises ConfigError for settings that no engine can work with."""
     wholes = (
         ("slots", config.slots, 1),
         ("queue", config.queue, 0),
@@ -24,8 +25,15 @@ def check_config(config: EngineConfig) -> None:
     for name, value, low in wholes:
         if value is not None and value < low:
             raise ConfigError(f"{name} must be at least {low}, got {value}.")
+    if config.watermark not in WATERMARKS:
+        raise ConfigError(f"watermark must be one of {', '.join(WATERMARKS)}.")
     if not config.max_lead_s >= 0:
         raise ConfigError(f"max_lead_s must be 0 or more seconds, got {config.max_lead_s}.")
+    if config.watermark != "off" and config.max_lead_s < WATERMARK_LEAD_S:
+        raise ConfigError(
+            f"max_lead_s must be at least {WATERMARK_LEAD_S:g} s, which the watermark takes, got"
+            f" {config.max_lead_s}; raise it, or set CSM_WATERMARK=off."
+        )
 
 
 def check_sampling(sampling: Sampling, limits: Limits) -> Sampling:
@@ -47,7 +55,7 @@ def check_seconds(seconds: float | None) -> None:
 
 
 def check_text(text: str, limits: Limits) -> str:
-    """`text` without the space around it."""
+    """Returns `text` without the white space around it. Raises TextError."""
     text = text.strip()
     if not text:
         raise TextError("There is nothing to say: the text is empty.")
@@ -84,3 +92,5 @@ def check_audio(samples: Samples, limits: Limits) -> None:
         )
     if not np.isfinite(samples).all():
         raise AudioError("The audio holds NaN or Inf: record or decode it again.")
+    if float(np.max(np.abs(samples), initial=0.0)) > _FULL_SCALE:
+        raise AudioError("The audio is not scaled to [-1, 1]: divide it by its range.")

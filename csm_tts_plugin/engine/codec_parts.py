@@ -1,7 +1,7 @@
-"""Where Mimi keeps its parts, which differs between versions of transformers.
+"""Finds Mimi's parts, whose place differs between versions of transformers.
 
-Up to 5.17 the decoder's pieces hang on `MimiModel` itself; later they moved into
-`MimiModel.decoder`. This is the only place that knows.
+Up to 5.17 the decoder's parts are attributes of `MimiModel`; later versions have them in
+`MimiModel.decoder`. Only this module depends on that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class DecoderParts:
 
 
 def decoder_parts(codec: Any) -> DecoderParts:
-    """The pieces of `codec` (a MimiModel), in the order sound passes through them."""
+    """The decoder's parts of `codec`, a MimiModel, in the order in which they are applied."""
     decoder = codec.decoder
     if hasattr(decoder, "decoder_transformer"):
         return DecoderParts(

@@ -1,8 +1,8 @@
-"""What a conversation has said so far, as positions the model reads. Plain numpy, no device.
+"""A conversation's context as the positions that the model reads. Plain numpy, no device.
 
-A position is one row of K + 1 numbers: K codes and then a text token, or -1 where it is a frame.
-The log is the truth; a row of keys and values on the device is a cache of its first `valid`
-positions.
+A position is one row of K + 1 numbers: K codes and a text token, or -1 instead of the token for an
+audio frame. The positions here are authoritative; a row of keys and values on the device is a cache
+of the first `valid` of them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ Positions = npt.NDArray[np.int64]
 
 
 class Context:
-    """Voice first, then turns. At the limit the oldest turns go, the voice never."""
+    """The reference first, then the turns. At the limit the oldest turns are dropped, the reference
+    never.
 
-    def __init__(self, codebooks: int, limit: int) -> None:
-        self.limit = limit
+    `most_turns`: the most turns before the last one, for models that need such a limit.
+    """
+
+    def __init__(self, codebooks: int, limit: int, most_turns: int | None = None) -> None:
+        self.limit, self.most_turns = limit, most_turns
         self.voice: Positions = np.empty((0, codebooks + 1), np.int64)
         self.turns: deque[list[Positions]] = deque()
-        """Each turn in parts, as they came."""
+        """The parts of each turn, in the order of their arrival."""
         self.valid = 0
-        """Positions that the device's row already holds."""
+        """Number of positions already in the device's row."""
         self._length = 0
 
     def __len__(self) -> int:
@@ -38,7 +42,7 @@ class Context:
         return self._length - self.valid
 
     def set_voice(self, voice: Positions, keep: list[list[Positions]]) -> None:
-        """Another voice: the row is worth nothing any more. `keep`: turns that stay."""
+        """Replace the reference, which invalidates the row. `keep`: the turns that stay."""
         self.voice, self.turns, self.valid = voice, deque(keep), 0
         self._length = len(voice) + sum(map(_length, keep))
 
@@ -47,17 +51,19 @@ class Context:
         self._length += len(positions)
 
     def extend_turn(self, positions: Positions) -> None:
-        """More of the last turn: a frame just made, or the end frame after them."""
+        """Append to the last turn: a generated frame, or the end frame."""
         self.turns[-1].append(positions)
         self._length += len(positions)
 
     def drop_turn(self) -> None:
-        """Take the last turn out again."""
+        """Remove the last turn."""
         self._length -= _length(self.turns.pop())
         self.valid = min(self.valid, self._length)
 
     def cut_turn(self, at: int, frames: int, end: Positions) -> None:
-        """Of a turn just spoken (text, frames one by one, `end`) keep the text and `frames`."""
+        """Shorten a spoken turn (text, frames one by one, `end`) to its text
+        and `frames` frames.
+        """
         turn = self.turns[at]
         before = len(self.voice) + sum(map(_length, list(self.turns)[:at]))
         kept = turn[: 1 + frames]
@@ -66,17 +72,18 @@ class Context:
         self.valid = min(self.valid, before + _length(kept))
 
     def take_out(self, at: int) -> None:
-        """A turn never was; those after it move up and are read again."""
+        """Remove one turn; those after it move up and are prefilled again."""
         before = len(self.voice) + sum(map(_length, list(self.turns)[:at]))
         self._length -= _length(self.turns[at])
         del self.turns[at]
         self.valid = min(self.valid, before)
 
     def make_room(self, need: int) -> int:
-        """Drop the oldest turns until `need` more positions fit; how many turns went.
+        """Drop the oldest turns until `need` more positions fit and at most `most_turns` turns
+        precede the last one. Returns the number of dropped turns.
 
         The last turn is the one about to be spoken and stays. Raises RequestError, with nothing
-        dropped, where even the voice and that turn alone leave too little.
+        dropped, if the reference and that turn alone leave too little room.
         """
         least = len(self.voice) + (_length(self.turns[-1]) if self.turns else 0)
         if least > self.limit - need:
@@ -85,15 +92,19 @@ class Context:
                 "room to speak: use a shorter reference or a shorter text."
             )
         dropped = 0
-        while self._length > self.limit - need and len(self.turns) > 1:
+        while len(self.turns) > 1 and (self._length > self.limit - need or self._too_many):
             self._length -= _length(self.turns.popleft())
             dropped += 1
         if dropped:
             self.valid = min(self.valid, len(self.voice))
         return dropped
 
+    @property
+    def _too_many(self) -> bool:
+        return self.most_turns is not None and len(self.turns) - 1 > self.most_turns
+
     def unread(self, count: int) -> Positions:
-        """The next `count` positions that the row does not hold yet."""
+        """The next `count` positions that are not in the row yet."""
         pieces: list[Positions] = []
         skip, left = self.valid, count
         for part in (self.voice, *chain.from_iterable(self.turns)):

@@ -1,9 +1,9 @@
-"""The engine: one thread that owns the device, and a face that any thread may call.
+"""The engine: one thread that owns the device, and methods that any thread may call.
 
-Each round of the thread is schedule -> run -> deliver: obey what was asked meanwhile, let the
-scheduler hand out slots and rows, read a piece of a prompt, make one frame for everybody who needs
-one, and hand the samples to the sinks. Callers only append to an inbox, so nothing they do waits
-for the device.
+Each round of the thread is schedule -> run -> deliver: execute the requests that have arrived, let
+the scheduler assign slots and rows, prefill pieces of prompts, generate one frame for each stream
+that needs one, and pass the samples to the sinks. Callers only append to an inbox, so they never
+wait for the device.
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..config import EngineConfig, Limits
-from ..errors import CsmError, EngineError, RequestError, UnavailableError
+from ..errors import (
+    CsmError,
+    EngineError,
+    ModelLoadError,
+    RequestError,
+    UnavailableError,
+)
 from .api import EngineInfo, EngineStatus, Sampling, Sink, Turn, VoicePrompt
 from .checks import (
     check_config,
@@ -30,25 +37,27 @@ from .checks import (
 )
 from .context import Context
 from .conversation import Conversation, Utterance
-from .defaults import SamplingDefaults, engine_info
+from .defaults import ContextBounds, SamplingDefaults, engine_info
 from .graphs import batch_sizes, padded
 from .guards import Guard, frames_for
 from .loading import Checkpoint, load_checkpoint
+from .marking import Marking
 from .prompt import PromptWriter
 from .rounds import Rounds
 from .runner import Draw, Runner
 from .scheduler import Job, Scheduler
+from .sound import Codec
 
 log = logging.getLogger("csm_tts_plugin.engine")
 
 _PIECE = {"cuda": 256, "cpu": 64}
-"""Positions read between two frames of others."""
+"""Positions prefilled between two frames of other streams."""
 
 _PARKED = 32
-"""Rows kept, beyond the slots, for conversations that are quiet at the moment."""
+"""Rows beyond the slots, for the KV caches of conversations that are silent at the moment."""
 
 _SMALL = 50_000_000
-"""Parameters up to which one CPU thread is faster than several: handing work over costs more."""
+"""Number of parameters up to which one CPU thread is faster than several."""
 
 Command = Callable[[Rounds], None]
 
@@ -79,7 +88,7 @@ class Engine:
         self._stopping = False
         self._thread: threading.Thread | None = None
 
-    # Life -----------------------------------------------------------------------------------------
+    # Start and stop -------------------------------------------------------------------------------
 
     def start(self) -> None:
         if self._thread is not None:
@@ -96,7 +105,9 @@ class Engine:
             self._thread.join()
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Block until ready. Raises what keeps it from that, UnavailableError after `timeout`."""
+        """Block until ready. Raises the error of a failed start, UnavailableError after `timeout`
+        seconds.
+        """
         with self._wake:
             self._wake.wait_for(lambda: self._ready or self._failure is not None, timeout)
             self._require_ready()
@@ -132,7 +143,7 @@ class Engine:
                 voices=self._rounds.voices if self._rounds else 0,
             )
 
-    # What callers ask -----------------------------------------------------------------------------
+    # Requests of callers --------------------------------------------------------------------------
 
     def open(self, voice: VoicePrompt | None = None, sampling: Sampling | None = None) -> str:
         check_voice(voice, self.limits)
@@ -142,7 +153,8 @@ class Engine:
             assert self._scheduler is not None
             assert self._info is not None
             id = uuid.uuid4().hex
-            context = Context(self._info.codebooks, self._info.max_context)
+            info = self._info
+            context = Context(info.codebooks, info.max_context, info.context_turns)
             seat = self._scheduler.open(id)
             conversation = Conversation(seat, context, sampling or Sampling())
             self._conversations[id] = conversation
@@ -180,6 +192,7 @@ class Engine:
             found = self._find(conversation)
             assert self._writer is not None
             assert self._scheduler is not None
+            text = check_text(self._writer.words(text), self.limits)
             if len(found.utterances) >= self.limits.utterances_per_conversation:
                 raise RequestError(
                     f"{len(found.utterances)} sentences of this conversation wait already; "
@@ -194,12 +207,15 @@ class Engine:
             )
             self._scheduler.admit(found.seat, utterance.job, retry_after=self._retry_after())
             found.utterances[utterance.id] = utterance
-            # Behind the turns and the voice that were given before it.
+            # After the turns and the voice that were given before it.
             self._post(lambda rounds: rounds.due(utterance))
         return utterance.id
 
     def cancel(self, utterance: str) -> None:
         with self._wake:
+            for conversation in self._conversations.values():
+                if (found := conversation.utterances.get(utterance)) is not None:
+                    found.cancelled = True
             self._post(lambda rounds: rounds.cancel(utterance))
 
     def keep_heard(self, conversation: str, utterance: str, frames: int) -> None:
@@ -228,7 +244,7 @@ class Engine:
         return self._defaults.draw(sampling.temperature, sampling.top_k, seed)
 
     def _retry_after(self) -> float:
-        """A guess at when a slot comes free: half a sentence."""
+        """Estimated seconds until a slot is free: half a sentence."""
         return 1.0
 
     def _post(self, command: Command) -> None:
@@ -236,7 +252,7 @@ class Engine:
         self._tell()
 
     def _tell(self) -> None:
-        """There is something to do; the lock is held."""
+        """Wake the thread up. The lock is held."""
         self._news = True
         self._wake.notify_all()
 
@@ -249,6 +265,8 @@ class Engine:
         except CsmError as error:
             self._fail(error)
         except Exception as error:
+            if not self._ready and _is_out_of_memory(error):
+                return self._fail(_too_small(self.config))
             log.exception("the engine stopped")
             self._fail(EngineError(f"The engine stopped: {type(error).__name__}. Restart it."))
         finally:
@@ -265,6 +283,8 @@ class Engine:
         rows = slots + min(slots, _PARKED)
         limit = checkpoint.model.config.max_position_embeddings
         context = min(self.config.max_context or limit, limit)
+        whole = self.config.whole_context
+        bounds = ContextBounds() if whole else ContextBounds.of(checkpoint.model)
         self._detail = "packing weights"
         graphs = checkpoint.device.type == "cuda" and self.config.cuda_graphs
         batches = batch_sizes(slots) if graphs else None
@@ -275,9 +295,17 @@ class Engine:
             batches=batches,
             graphs=graphs,
             eight_bit_depth=self.config.eight_bit_depth,
+            kernels=self.config.kernels,
         )
+        stage = Marking(slots, checkpoint.device) if self.config.watermark == "perth" else None
+        if stage is None:
+            log.warning("generated speech has no watermark: CSM_WATERMARK=off")
+        codec = Codec(checkpoint.model.codec_model, slots, graphs=graphs, stage=stage)
         weights = runner.weights
         writer = PromptWriter(checkpoint.processor, weights.codebooks, weights.eos_code)
+        self._progress("warming up")
+        runner.warm_up(self._progress)
+        codec.warm_up(self._progress)
         scheduler = Scheduler(
             slots=slots,
             queue=self.config.queue,
@@ -285,14 +313,16 @@ class Engine:
             piece=_PIECE[checkpoint.device.type],
             max_lead_s=self.config.max_lead_s,
             pad=lambda count: padded(count, runner.batches),
+            by_index=runner.steps.by_index,
         )
-        self._progress("warming up")
-        runner.warm_up(self._progress)
         with self._wake:
             self._writer, self._scheduler = writer, scheduler
             self._defaults = SamplingDefaults.of(checkpoint.model)
-            self._info = engine_info(checkpoint, context)
-            self._rounds = Rounds(runner, scheduler, writer, self._conversations, self._wake)
+            info = engine_info(checkpoint, context, self.config.watermark, bounds)
+            self._info = replace(info, path=runner.path)
+            self._rounds = Rounds(
+                runner, codec, scheduler, writer, self._conversations, self._wake, bounds.turns
+            )
             self._detail = "ready"
             self._wake.notify_all()
 
@@ -311,7 +341,7 @@ class Engine:
                     self._wake.wait(rounds.patience(time.monotonic()))
 
     def _round(self) -> bool:
-        """Obey what was asked, then one round; False when there was nothing to do."""
+        """Execute the requests in the inbox, then one round. False: there was nothing to do."""
         assert self._rounds is not None
         with self._wake:
             inbox, self._inbox = self._inbox, []
@@ -335,6 +365,18 @@ class Engine:
         for conversation in conversations:
             for utterance in list(conversation.utterances.values()):
                 utterance.fail(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+
+
+def _too_small(config: EngineConfig) -> ModelLoadError:
+    return ModelLoadError(
+        f"{config.model} with {config.slots} slots does not fit into the memory here: lower"
+        " CSM_SLOTS or --max-context, or free some."
+    )
 
 
 def _cpu_threads(model: Any) -> int:

@@ -1,4 +1,4 @@
-"""How a checkpoint wants its codes drawn, and what it is."""
+"""A checkpoint's sampling defaults, its limits of context, and its description."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from ..errors import ModelLoadError
 from .api import EngineInfo
 from .loading import Checkpoint
 from .runner import Draw
@@ -13,7 +14,7 @@ from .runner import Draw
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """From the generation configs of the backbone and of the depth decoder."""
+    """Defaults from the generation configs of the backbone and of the depth decoder."""
 
     temperature: tuple[float, float] = (0.9, 0.9)
     top_k: tuple[int, int] = (50, 50)
@@ -25,7 +26,9 @@ class SamplingDefaults:
         return cls(temperature, top_k)
 
     def draw(self, temperature: float | None, top_k: int | None, seed: int) -> Draw:
-        """`temperature` and `top_k` hold for all codebooks where they are given."""
+        """The sampling of one utterance; `temperature` and `top_k`, if given, hold for all
+        codebooks.
+        """
         return Draw(
             self.temperature if temperature is None else (temperature, temperature),
             self.top_k if top_k is None else (top_k, top_k),
@@ -34,14 +37,44 @@ class SamplingDefaults:
 
 
 def _drawing(config: Any) -> tuple[float, int]:
-    """(temperature, top_k); transformers leaves what is at its own default out."""
+    """(temperature, top_k) of a generation config, in which transformers omits its own defaults."""
     top_k = 50 if config.top_k is None else int(config.top_k)
     if not config.do_sample:
         return 0.0, top_k
     return 1.0 if config.temperature is None else float(config.temperature), top_k
 
 
-def engine_info(checkpoint: Checkpoint, context: int) -> EngineInfo:
+@dataclass(frozen=True, slots=True)
+class ContextBounds:
+    """How much context a checkpoint should get before a reply; None: as much as fits.
+
+    From `csm_context` in its generation_config.json, which CSM-1B does not have: a small model may
+    be less intelligible after a long reference or after turns of a call than without them.
+    """
+
+    turns: int | None = None
+    """The most turns of a call, the last ones."""
+    reference_seconds: float | None = None
+    """The longest reference audio in seconds; 0: only the stock voice."""
+
+    @classmethod
+    def of(cls, model: Any) -> ContextBounds:
+        """The limits of a loaded model. Raises ModelLoadError where `csm_context` is malformed."""
+        told: Any = getattr(model.generation_config, "csm_context", None) or {}
+        known = isinstance(told, dict)
+        turns, seconds = (told.get("turns"), told.get("reference_seconds")) if known else (-1, -1)
+        whole = turns is None or (type(turns) is int and turns >= 0)
+        if not whole or not (seconds is None or (type(seconds) in (int, float) and seconds >= 0)):
+            raise ModelLoadError(
+                f"csm_context in the model's generation_config.json is {told!r}; it takes `turns` "
+                "(a whole number) and `reference_seconds` (a number), both 0 or more."
+            )
+        return cls(turns, None if seconds is None else float(seconds))
+
+
+def engine_info(
+    checkpoint: Checkpoint, context: int, watermark: str, bounds: ContextBounds
+) -> EngineInfo:
     model = checkpoint.model
     return EngineInfo(
         model=checkpoint.name,
@@ -50,7 +83,11 @@ def engine_info(checkpoint: Checkpoint, context: int) -> EngineInfo:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         codebooks=model.config.num_codebooks,
         max_context=context,
+        context_turns=bounds.turns,
+        reference_seconds=bounds.reference_seconds,
         versions={name: version(name) for name in ("torch", "transformers")},
+        adapter=checkpoint.adapter,
+        watermark=watermark,
     )
 
 

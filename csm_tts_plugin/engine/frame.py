@@ -1,128 +1,185 @@
-"""One frame for the first B rows: depth loop, sound, backbone on what was drawn.
+"""One frame for B rows: depth decoder, then the backbone on the drawn codes; the codec runs beside.
 
-The order makes the first frame cheap: reading the prompt leaves the hidden state from which the
-first frame is drawn at once, and the backbone runs when its sound is already on the way. An end
-frame goes through the backbone too, because the next turn of a conversation reads it.
+The order gives an early first frame: prefill leaves the hidden state from which the first frame is
+drawn at once, and the backbone runs when its audio is already on the way. An end frame goes through
+the backbone too, because it is part of the next turn's context.
 
-All state is in tensors with one row per seat, written in place; nothing here waits for the host.
+All state is in tensors with one row per conversation, written in place; nothing waits for the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .depth import DepthCache, draw_depth
-from .layers import rotate
-from .sampling import Sampler, SamplingRows
+from .depth import draw_depth
+from .sampling import SamplingRows
+from .steps import DepthCache, Steps, bias_of
 from .weights import PackedCsm
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of a step: the first `count` ones, or those in `index` [count]."""
+
+    count: int
+    index: Tensor | None = None
+
+    def take(self, state: Tensor) -> Tensor:
+        """[rows, ...] -> [count, ...]; a view where these are the first rows"""
+        return state[: self.count] if self.index is None else state.index_select(0, self.index)
+
+    def put(self, state: Tensor, value: Tensor) -> None:
+        """[count, ...] into [rows, ...]"""
+        if self.index is None:
+            state[: self.count].copy_(value)
+        else:
+            state.index_copy_(0, self.index, value)
+
+    def add_one(self, state: Tensor) -> None:
+        """Add 1 to these rows of `state` [rows]. A row that occurs twice is increased once."""
+        if self.index is None:
+            state[: self.count] += 1
+        else:
+            state.index_copy_(0, self.index, state.index_select(0, self.index) + 1)
 
 
 class FrameState:
     """Keys, values and cursors of all rows.
 
-    `keys` and `values`: one [rows, kv_heads, context + 1, D] per layer; the last position takes
-    what rows without work write. `hidden` [rows, C]: the backbone's last output, from which the
-    next frame is drawn. `position` [rows]: positions read so far. `codes` [rows, K]: the last
-    frame.
+    `keys` and `values`: one [rows, kv_heads, n, D] per layer, views of one tensor; n is `context`
+    plus one position to which padding rows write, rounded up to a multiple of 8. `hidden`
+    [rows, C]: the backbone's last output, from which the next frame is drawn. `position` [rows]:
+    number of positions read. `codes` [rows, K]: the last frame.
     """
 
     def __init__(self, weights: PackedCsm, rows: int, context: int) -> None:
         device, dtype = weights.lm_head.device, weights.dtype
         layer = weights.layers[0]
-        shape = (rows, layer.kv_heads, context + 1, layer.head_dim)
-        count = len(weights.layers)
-        self.rows, self.context = rows, context
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(count)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(count)]
+        self.rows, self.context, self.length = rows, context, eights(context + 1)
+        shape = (len(weights.layers), 2, rows, layer.kv_heads, self.length, layer.head_dim)
+        self.memory = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = list(self.memory[:, 0]), list(self.memory[:, 1])
         self.hidden = torch.zeros(rows, weights.lm_head.shape[0], dtype=dtype, device=device)
         self.position = torch.zeros(rows, dtype=torch.int64, device=device)
         self.codes = torch.zeros(rows, weights.codebooks, dtype=torch.int64, device=device)
         self.sampling = SamplingRows.empty(rows, device)
-        self.places = torch.arange(max(context + 1, rows), device=device)
-        self._weights = weights
-        self._depth: dict[int, DepthCache] = {}
+        self.places = torch.arange(max(self.length, rows), device=device)
+        self._depth: dict[tuple[type, int], DepthCache] = {}
 
     def tensors(self) -> list[Tensor]:
-        """Everything that belongs to a row, for moving one."""
+        """All tensors that belong to the rows, with rows as the first dimension, for moving one."""
         cursors = [self.hidden, self.position, self.codes, *self.sampling.tensors()]
-        return [*self.keys, *self.values, *cursors]
+        return [self.memory.movedim(2, 0), *cursors]
 
-    def depth(self, batch: int) -> DepthCache:
-        """Where the depth decoder keeps one frame's keys and values for `batch` rows."""
-        if batch not in self._depth:
-            self._depth[batch] = DepthCache(self._weights, batch)
-        return self._depth[batch]
+    def depth(self, steps: Steps, batch: int) -> DepthCache:
+        """The depth decoder's keys and values of one frame for `batch` rows."""
+        key = type(steps), batch
+        if key not in self._depth:
+            self._depth[key] = steps.depth_cache(batch)
+        return self._depth[key]
 
     def bytes_per_position(self) -> int:
-        return sum(t[0, :, 0].numel() * t.element_size() for t in (*self.keys, *self.values))
+        return self.memory[:, :, 0, :, 0].numel() * self.memory.element_size()
 
 
 def draw_frame(
-    weights: PackedCsm,
+    steps: Steps,
     state: FrameState,
-    batch: int,
+    batch: Batch,
     candidates: int,
     shape_logits: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The next frame of the first `batch` rows from their hidden states: codes [B, K], and whether
-    a row's logits were all numbers [B]; where they were not, its codes mean nothing.
+    """Draw the next frame of the rows of `batch` from their hidden states. Returns codes [B, K] and
+    whether all logits of a row were finite, bool [B]; if not, its codes are meaningless.
 
     A row whose first K - 1 codes are all the end code has ended; its whole frame is then the end
-    frame, as prompts write it. `shape_logits` may change codebook 0's logits [B, codes].
+    frame, as in prompts. `candidates`: the largest top-k among the rows, 0 if all are greedy.
+    `shape_logits` may change codebook 0's logits [B, codes].
     """
-    hidden = state.hidden[:batch]
-    sampler = Sampler(state.sampling, batch, weights.codebooks, weights.codes, candidates)
-    logits = hidden @ weights.lm_head
-    first = sampler(logits if shape_logits is None else shape_logits(logits), 0)
-    codes = draw_depth(weights, state.depth(batch), hidden, first, sampler)
-    ended = (codes[:, :-1] == weights.eos_code).all(dim=1, keepdim=True)
-    codes = codes.masked_fill(ended, weights.eos_code)
-    state.codes[:batch].copy_(codes)
-    return codes, sampler.sound()
+    steps = steps.at(batch.count)
+    hidden = batch.take(state.hidden)
+    draw = steps.drawing(state, batch, candidates)
+    logits = steps.first_head(hidden)
+    first = draw.choose(logits if shape_logits is None else shape_logits(logits), 0)
+    assert first is not None
+    draw_depth(steps, state.depth(steps, batch.count), hidden, first, draw)
+    codes = draw.codes()
+    batch.put(state.codes, codes)
+    return codes, draw.sound()
 
 
-def read_frame(weights: PackedCsm, state: FrameState, batch: int, length: int) -> None:
-    """The backbone reads the last frame of the first `batch` rows, seeing `length` positions."""
-    position = state.position[:batch]
-    x = weights.embed_frames(state.codes[:batch])
-    # Rows that only pad the batch may stand anywhere; they write where nobody looks.
-    place = position.clamp(max=state.context)
-    cos, sin = weights.cos[place][:, None], weights.sin[place][:, None]
-    mask = (state.places[:length] <= position[:, None])[:, None, None]
-    rows = state.places[:batch]
-    for layer, all_keys, all_values in zip(weights.layers, state.keys, state.values, strict=True):
-        keys, values = all_keys[:batch], all_values[:batch]
-        qk, v = layer.project_one(x)
-        qk = rotate(qk, cos, sin)
-        keys[rows, :, place] = qk[:, layer.heads :]
-        values[rows, :, place] = v
-        q = qk[:, : layer.heads]
-        x = layer.finish(x, layer.attend_one(q, keys[:, :, :length], values[:, :, :length], mask))
-    state.hidden[:batch].copy_(weights.norm(x))
-    position += 1
-    state.sampling.frame[:batch] += 1
+def read_frame(steps: Steps, state: FrameState, batch: Batch, length: int) -> None:
+    """Run the backbone on the last frame of the rows of `batch`, with attention over `length`
+    positions, a multiple of 8.
+    """
+    steps, weights = steps.at(batch.count), steps.weights
+    reading = steps.reading(state, batch, length)
+    steps.prepare(state, reading)
+    x = weights.embed_frames(batch.take(state.codes))
+    for number, layer in enumerate(weights.layers):
+        x = steps.backbone_layer(state, number, layer, x, reading)
+    batch.put(state.hidden, weights.norm(x))
+    batch.add_one(state.position)
+    batch.add_one(state.sampling.frame)
 
 
-def read_prompt(
-    weights: PackedCsm, state: FrameState, row: int, start: int, positions: Tensor
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`count` positions of a prompt for `row`, which holds `start` positions already."""
+
+    row: int
+    start: int
+    count: int
+
+
+def read_prompts(
+    weights: PackedCsm, state: FrameState, pieces: Sequence[Piece], positions: Tensor
 ) -> None:
-    """The backbone reads `positions` [n, K + 1] into `row`, whose first `start` positions are
-    valid.
+    """Prefill `positions` [n, K + 1], the concatenated positions of all pieces.
+
+    Matrix products run over all of them at once, attention over each piece by itself. The pieces'
+    rows are distinct.
     """
-    count = positions.shape[0]
-    end = start + count
     x = weights.embed_positions(positions)[None]
-    cos, sin = weights.cos[start:end], weights.sin[start:end]
-    mask = state.places[:end] <= state.places[start:end, None]
-    for index, layer in enumerate(weights.layers):
-        keys, values = state.keys[index][row : row + 1], state.values[index][row : row + 1]
-        q, k, v = layer.project(x, cos, sin)
-        keys[:, :, start:end] = k
-        values[:, :, start:end] = v
-        y = layer.attend(q, keys[:, :, :end], values[:, :, :end], mask[None, None])
-        x = layer.finish(x, y)
-    state.hidden[row] = weights.norm(x[0, -1])
-    state.position[row] = end
+    spans = [slice(piece.start, piece.start + piece.count) for piece in pieces]
+    cos = torch.cat([weights.cos[span] for span in spans])
+    sin = torch.cat([weights.sin[span] for span in spans])
+    biases = [_causal_bias(weights, state, span) for span in spans]
+    sizes = [piece.count for piece in pieces]
+    for layer, all_keys, all_values in zip(weights.layers, state.keys, state.values, strict=True):
+        q, k, v = (torch.split(part, sizes, dim=2) for part in layer.project(x, cos, sin))
+        attended = []
+        for number, (piece, span) in enumerate(zip(pieces, spans, strict=True)):
+            keys, values = all_keys[piece.row, None], all_values[piece.row, None]
+            keys[:, :, span] = k[number]
+            values[:, :, span] = v[number]
+            seen = keys[:, :, : span.stop], values[:, :, : span.stop]
+            attended.append(layer.attend(q[number], *seen, biases[number]))
+        x = layer.finish(x, attended[0] if len(pieces) == 1 else torch.cat(attended, dim=1))
+    last = 0
+    for piece, span in zip(pieces, spans, strict=True):
+        last += piece.count
+        state.hidden[piece.row] = weights.norm(x[0, last - 1])
+        state.position[piece.row].fill_(span.stop)
+
+
+def _causal_bias(weights: PackedCsm, state: FrameState, span: slice) -> Tensor:
+    """The causal bias of positions `span` over [0, span.stop), for the concatenated queries of a
+    group of heads: [1, 1, group * n, span.stop].
+
+    Its rows are aligned to multiples of 8, which CUDA kernels require; otherwise each layer would
+    copy it.
+    """
+    layer = weights.layers[0]
+    seen = state.places[: eights(span.stop)] <= state.places[span, None]
+    bias = bias_of(seen, weights.dtype).repeat(layer.heads // layer.kv_heads, 1)
+    return bias[None, None, :, : span.stop]
+
+
+def eights(length: int) -> int:
+    """`length` rounded up to a multiple of 8."""
+    return -(-length // 8) * 8

@@ -1,39 +1,41 @@
-"""Ends for speech that does not end by itself, each with a reason the caller can act on."""
+"""Guards that end an utterance whose end frame does not come, each with a `Reason`."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 
-import numpy as np
-
 from ..config import FRAME_SECONDS
-from .api import Codes, Reason, Samples
+from ..text.weight import weight
+from .api import Codes, Reason
 
 _SECONDS_PER_CHARACTER = 0.16
-"""Slow speech: CSM speaks some 14 characters a second, this allows 6."""
+"""Allows 6 characters a second, while CSM speaks about 14; see `text.weight` for how digits and
+symbols are counted."""
 
 _SECONDS_AROUND = 3.0
-"""Pauses before, after and between."""
+"""Seconds added for pauses."""
 
 _SILENCE_LEVEL = 10 ** (-60 / 20)
 _SILENCE_SECONDS = 3.0
 _LOOP_PERIOD = 8
-"""The longest loop looked for, in frames."""
+"""The longest period of a loop that is detected, in frames."""
 
 _LOOP_SECONDS = 3.0
 
 
 def frames_for(text: str, max_seconds: float | None) -> int:
-    """The most frames that `text` may take."""
-    seconds = _SECONDS_AROUND + _SECONDS_PER_CHARACTER * len(text)
+    """The most frames that `text` may take, at most `max_seconds` if given."""
+    seconds = _SECONDS_AROUND + _SECONDS_PER_CHARACTER * weight(text)
     if max_seconds is not None:
         seconds = min(seconds, max_seconds)
     return max(1, math.ceil(seconds / FRAME_SECONDS))
 
 
 class Guard:
-    """Watches one utterance frame by frame."""
+    """Watches one utterance frame by frame: its codes when they are drawn, its level when it is
+    decoded, which may be some frames later.
+    """
 
     def __init__(self, max_frames: int) -> None:
         self.max_frames = max_frames
@@ -42,22 +44,22 @@ class Guard:
         self._repeats = [0] * (_LOOP_PERIOD + 1)
         self._recent: deque[bytes] = deque(maxlen=_LOOP_PERIOD)
 
-    def check(self, codes: Codes, samples: Samples) -> Reason | None:
-        """The reason to stop after this frame, if there is one."""
+    def drawn(self, codes: Codes) -> Reason | None:
+        """The reason to draw no further frame after this one, or None."""
         self._frames += 1
         if self._frames >= self.max_frames:
             return Reason.LENGTH
-        if self._is_silent(samples):
-            return Reason.SILENCE
         return Reason.LOOP if self._is_looping(codes) else None
 
-    def _is_silent(self, samples: Samples) -> bool:
-        loud = float(np.sqrt(np.mean(np.square(samples)))) > _SILENCE_LEVEL
-        self._silent = 0 if loud else self._silent + 1
+    def is_silent(self, level: float) -> bool:
+        """Whether the utterance ends with this frame after too long a silence. `level`: the root
+        mean square of the frame's samples.
+        """
+        self._silent = 0 if level > _SILENCE_LEVEL else self._silent + 1
         return self._silent * FRAME_SECONDS >= _SILENCE_SECONDS
 
     def _is_looping(self, codes: Codes) -> bool:
-        """The same frames over and over, with any period up to `_LOOP_PERIOD`."""
+        """Whether the last frames repeat themselves with a period of up to `_LOOP_PERIOD`."""
         frame = codes.tobytes()
         for period, earlier in enumerate(reversed(self._recent), start=1):
             self._repeats[period] = self._repeats[period] + 1 if earlier == frame else 0

@@ -1,6 +1,6 @@
-"""A checkpoint from a hub id, a folder, or the name `tiny`, with errors that say what to do.
+"""Loads a checkpoint from a hub id, a folder or the name `tiny`, with errors that say what to do.
 
-Weights are safetensors only: nothing that could run code is ever unpickled.
+Weights are read from safetensors only; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 
 from ..config import SAMPLE_RATE, EngineConfig
 from ..errors import ConfigError, ModelLoadError
+from .adapters import adapter_name, merge
+from .files import fault_of
 
 TINY = "tiny"
 TINY_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "tiny"
@@ -23,16 +25,20 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`model` is a CsmForConditionalGeneration in eval mode, `processor` its CsmProcessor."""
+    """A loaded model: `model` is a CsmForConditionalGeneration in eval mode, `processor` its
+    CsmProcessor.
+    """
 
     name: str
     model: Any
     processor: Any
     device: torch.device
+    adapter: str | None = None
+    """The name of the LoRA adapter merged into it."""
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N`, checked against this machine."""
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`. Raises ConfigError if it does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -44,7 +50,9 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise ConfigError(f"{name} was asked for, but torch sees {count} CUDA devices here.")
+            raise ConfigError(
+                f"{name} was asked for, but torch sees {count} CUDA devices here: name another."
+            )
     return device
 
 
@@ -57,12 +65,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_checkpoint(config: EngineConfig) -> Checkpoint:
-    """Raises ModelLoadError or ConfigError, each with one sentence that names the cure."""
+    """Load the model of `config` to its device. Raises ModelLoadError or ConfigError, each with one
+    sentence that says what to do.
+    """
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     source = _source(config.model)
     try:
-        model = _load_model(source, config.revision, dtype)
+        model = _load_model(source, config, dtype)
         processor = _load_processor(source, config.revision)
         model = model.to(device)
     except torch.OutOfMemoryError:
@@ -73,12 +83,13 @@ def load_checkpoint(config: EngineConfig) -> Checkpoint:
         raise ModelLoadError(f"{config.model} does not fit into this machine's memory.") from None
     except (*_LOAD_FAILURES, SafetensorError) as error:
         raise _explained(config, error) from None
-    _check_sound(config.model, model)
-    return Checkpoint(config.model, model.eval(), processor, device)
+    _check_sound(config, model)
+    adapter = adapter_name(config.adapter) if config.adapter else None
+    return Checkpoint(config.model, model.eval(), processor, device, adapter)
 
 
 def _source(model: str) -> str:
-    """The folder or hub id behind a name."""
+    """The folder or hub id of a model's name; `tiny` is the packaged one."""
     if model == TINY:
         if not (TINY_FOLDER / "config.json").is_file():
             raise ModelLoadError(
@@ -86,48 +97,46 @@ def _source(model: str) -> str:
             )
         return str(TINY_FOLDER)
     path = Path(model).expanduser()
-    looks_like_path = model.startswith((".", "/", "~")) or os.sep * 2 in model or path.is_dir()
-    if not looks_like_path:
+    if not (model.startswith((".", "/", "~")) or os.sep * 2 in model or path.exists()):
         return model
-    if not path.is_dir():
+    if not path.exists():
         raise ModelLoadError(f"There is no folder {model!r}: name a folder, a hub id or tiny.")
-    if not (path / "config.json").is_file():
-        raise ModelLoadError(f"The folder {model!r} holds no config.json: it is not a checkpoint.")
-    if not any(path.glob("*.safetensors")):
-        raise ModelLoadError(
-            f"The folder {model!r} holds no .safetensors file; other weight formats are not read."
-        )
+    if fault := fault_of(path):
+        raise ModelLoadError(f"{fault[0].upper()}{fault[1:]}.")
     return str(path)
 
 
-def _load_model(source: str, revision: str | None, dtype: torch.dtype) -> Any:
+def _load_model(source: str, config: EngineConfig, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, CsmForConditionalGeneration
 
-    kind = AutoConfig.from_pretrained(source, revision=revision).model_type
+    kind = AutoConfig.from_pretrained(source, revision=config.revision).model_type
     if kind != "csm":
         raise ModelLoadError(
             f"The checkpoint is of type {kind!r}; this engine speaks with csm only."
         )
     model, report = CsmForConditionalGeneration.from_pretrained(
         source,
-        revision=revision,
+        revision=config.revision,
         dtype=torch.float32,
         use_safetensors=True,
         output_loading_info=True,
     )
-    # transformers fills what is missing with random numbers, and only warns.
+    # transformers fills missing weights with random numbers and only warns.
     if missing := set(report["missing_keys"]) & {name for name, _ in model.named_parameters()}:
         raise ModelLoadError(
             f"{len(missing)} weights are missing from the checkpoint, {min(missing)} for one: "
             "fetch it again."
         )
+    if config.adapter:
+        model = merge(model, config.adapter)
     _cast(model, dtype)
     return model
 
 
 def _cast(model: Any, dtype: torch.dtype) -> None:
-    """All but the codec: rounding its weights would change the codes of a reference. Buffers stay
-    too: rotary frequencies in bfloat16 would turn far positions by whole radians.
+    """Convert all parameters but the codec's to `dtype`: rounding those would change the codes of
+    reference audio. Buffers stay float32: rotary frequencies in bfloat16 would be wrong by whole
+    radians at far positions.
     """
     for name, parameter in model.named_parameters():
         if not name.startswith("codec_model."):
@@ -137,21 +146,32 @@ def _cast(model: Any, dtype: torch.dtype) -> None:
 def _load_processor(source: str, revision: str | None) -> Any:
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(source, revision=revision)
+    processor = AutoProcessor.from_pretrained(source, revision=revision)
+    if not getattr(processor, "chat_template", None):
+        raise ModelLoadError(
+            "The checkpoint has no chat template: fetch its chat_template.jinja too."
+        )
+    return processor
 
 
-def _check_sound(name: str, model: Any) -> None:
+def _check_sound(config: EngineConfig, model: Any) -> None:
+    name = config.model
     rate = model.config.codec_config.sampling_rate
     if rate != SAMPLE_RATE:
         raise ModelLoadError(f"The codec of {name} works at {rate} Hz; CSM's is {SAMPLE_RATE} Hz.")
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise ModelLoadError(f"The weights of {name} hold NaN or Inf: fetch the checkpoint again.")
+        whose = f"{name} with the adapter {config.adapter}" if config.adapter else name
+        raise ModelLoadError(f"The weights of {whose} hold NaN or Inf: fetch them again.")
 
 
 _LOAD_FAILURES = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError)
-"""What transformers raises over files, configs and installations it cannot work with."""
+"""What transformers raises for files, configs and installations that it cannot work with."""
 
 _CAUSES = (
+    (
+        ("does not appear to have a file named config.json",),
+        "it has no config.json, so it is no checkpoint; an adapter is given as CSM_ADAPTER",
+    ),
     (
         ("gated repo", "401", "403", "awaiting a review"),
         "the repository is gated: accept its terms on the hub and set HF_TOKEN",

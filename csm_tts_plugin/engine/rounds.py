@@ -1,8 +1,7 @@
-"""One round of the engine's thread: what was asked, what is to be read, one frame, and who hears
-it.
+"""One round of the engine's thread: requests, prefill, one frame, delivery.
 
 Runs on the engine's thread only. The lock guards the scheduler and the table of conversations,
-which callers touch too; it is never held while the device works.
+which callers use too; it is never held while the device works.
 """
 
 from __future__ import annotations
@@ -17,45 +16,51 @@ import numpy as np
 
 from ..config import FRAME_SECONDS
 from ..errors import CsmError, EngineError, NumericError, VoiceError
-from .api import Audio, Reason, Turn, VoicePrompt
+from .api import Reason, Turn, VoicePrompt
 from .context import Positions, end_frame, frame_positions
 from .conversation import Conversation, Record, Utterance
+from .delivery import Delivery
 from .prompt import PromptWriter
 from .runner import Frame, Runner
 from .scheduler import Begin, Plan, Read, Scheduler
+from .sound import Codec
 
 log = logging.getLogger("csm_tts_plugin.engine")
 
 _LEAST_FRAMES = 13
-"""A second: with less room than this, speaking is not begun."""
+"""A second. An utterance is not started with less room than this in the context."""
 
 _VOICES_KEPT = 64
-"""References kept as positions, a few hundred KB each at most."""
+"""The most references that are cached as positions, a few hundred KB each."""
 
 
 class Rounds:
     def __init__(
         self,
         runner: Runner,
+        codec: Codec,
         scheduler: Scheduler,
         writer: PromptWriter,
         conversations: dict[str, Conversation],
         lock: threading.Condition,
+        most_turns: int | None = None,
     ) -> None:
         self._runner, self._scheduler, self._writer = runner, scheduler, writer
         self._conversations, self._lock = conversations, lock
+        self._most_turns = most_turns
+        self._delivery = Delivery(codec, scheduler, lock, lambda seat: conversations[seat.id])
         self._voices: OrderedDict[str, Positions] = OrderedDict()
         self._end = end_frame(runner.weights.codebooks, runner.weights.eos_code)
 
     @property
     def voices(self) -> int:
-        """References kept as positions."""
+        """Number of references cached as positions."""
         return len(self._voices)
 
-    # What was asked -------------------------------------------------------------------------------
+    # Requests -------------------------------------------------------------------------------------
 
     def set_voice(self, conversation: Conversation, voice: VoicePrompt | None) -> None:
-        """At once, or after the utterance being spoken."""
+        """Change the voice at once, or after the utterance being spoken."""
         if conversation.speaking:
             waiting = conversation.waiting_voice
             leaving = {_given_up(one, voice) for one in (conversation.voice, *waiting)}
@@ -89,13 +94,15 @@ class Rounds:
         self._forget(old)
 
     def add_turn(self, conversation: Conversation, turn: Turn) -> None:
-        """At once, or after the utterance being spoken."""
+        """Add the turn at once, or after the utterance being spoken."""
         if conversation.speaking:
             conversation.waiting_turns.append(turn)
             return
+        if self._most_turns == 0:
+            return
         codes = None if turn.audio is None else self._runner.encode(turn.audio)
         record = Record(turn.speaker, turn.text, codes, ours=False)
-        # Context is worth having, not worth failing for: the call goes on without this turn.
+        # A turn that cannot be added must not end the call: it goes on without the turn.
         try:
             positions = self._write(conversation, record)
         except CsmError as error:
@@ -105,7 +112,7 @@ class Rounds:
         conversation.fit()
 
     def due(self, utterance: Utterance) -> None:
-        """All that was asked of its conversation before it has been done: it may be spoken."""
+        """All earlier requests for its conversation are done: the utterance may be spoken."""
         with self._lock:
             utterance.job.due = True
 
@@ -119,7 +126,9 @@ class Rounds:
                 return
 
     def keep_heard(self, conversation: Conversation, utterance: str, frames: int) -> None:
-        """At once, or after the utterance being spoken; one that still speaks ends by `cancel`."""
+        """At once, or after the utterance being spoken. One that still
+        speaks is ended by `cancel`.
+        """
         if conversation.speaking:
             conversation.waiting_cuts[utterance] = frames
         else:
@@ -139,7 +148,7 @@ class Rounds:
         self._forget(conversation.voice)
 
     def forget_voice(self, key: str) -> None:
-        """Whoever speaks in it keeps it to the end, as a private voice."""
+        """Conversations with this voice keep it to their end; it is a private voice from now on."""
         with self._lock:
             conversations = list(self._conversations.values())
         for conversation in conversations:
@@ -154,7 +163,7 @@ class Rounds:
     # One round ------------------------------------------------------------------------------------
 
     def run(self, now: float) -> bool:
-        """False when there was nothing to do."""
+        """Run one round. False: there was nothing to do."""
         with self._lock:
             begin = self._scheduler.begin()
         self._hand_out(begin, now)
@@ -162,16 +171,25 @@ class Rounds:
             plan = self._scheduler.plan(now)
         for a, b in plan.swaps:
             self._runner.swap(a, b)
-        if plan.read is not None:
-            self._read(plan.read)
+        if plan.reads:
+            self._read(plan.reads)
         if plan.step:
             self._step(plan)
-        return not plan.idle or bool(begin.started)
+            decoded = True
+        else:
+            self._delivery.collect()
+            decoded = self._delivery.decode(now, 0)
+        self._finish()
+        worked = not plan.idle or bool(begin.started) or decoded
+        if worked:
+            self._delivery.round_took(time.monotonic() - now)
+        return worked
 
     def patience(self, now: float) -> float | None:
-        """Seconds until something must be done although nobody asks; None: nothing."""
+        """Seconds until there is work to do without a new request; None: never."""
         with self._lock:
-            return self._scheduler.next_event(now)
+            waits = (self._scheduler.next_event(now), self._delivery.wait(now))
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _hand_out(self, begin: Begin, now: float) -> None:
         for seat in begin.evicted:
@@ -188,7 +206,7 @@ class Rounds:
             self._begin(self._conversations[seat.id], now)
 
     def _begin(self, conversation: Conversation, now: float) -> None:
-        """The text of the next utterance joins the conversation."""
+        """Add the text of the next utterance to the context."""
         job, row = conversation.seat.job, conversation.seat.row
         assert job is not None
         assert row is not None
@@ -209,88 +227,110 @@ class Rounds:
             self._failed(conversation, utterance, error)
             return
         self._runner.start(row, utterance.draw)
+        self._delivery.begin(utterance)
 
-    def _read(self, read: Read) -> None:
-        conversation = self._conversations[read.seat.id]
-        context, row = conversation.context, read.seat.row
-        assert row is not None
-        self._runner.read(row, context.valid, context.unread(read.count))
-        context.valid += read.count
-        if context.valid >= len(context.voice):
-            self._runner.keep_voice(conversation.voice_key, row, len(context.voice))
-        with self._lock:
-            self._scheduler.read_done(read)
-        utterance = conversation.speaking
-        if utterance is not None and not context.pending:
-            utterance.read = time.monotonic()
+    def _read(self, reads: list[Read]) -> None:
+        """Prefill pieces of prompts in one pass of the backbone."""
+        pieces = []
+        for read in reads:
+            context, row = self._conversations[read.seat.id].context, read.seat.row
+            assert row is not None
+            pieces.append((row, context.valid, context.unread(read.count)))
+        self._runner.read_all(pieces)
+        for read, (row, _, _) in zip(reads, pieces, strict=True):
+            conversation = self._conversations[read.seat.id]
+            context = conversation.context
+            context.valid += read.count
+            if context.valid >= len(context.voice):
+                self._runner.keep_voice(conversation.voice_key, row, len(context.voice))
+            with self._lock:
+                self._scheduler.read_done(read)
+            utterance = conversation.speaking
+            if utterance is not None and not context.pending:
+                utterance.read = time.monotonic()
 
     def _step(self, plan: Plan) -> None:
-        """One frame for rows [0, B): drawn, heard, then read by the backbone."""
+        """One frame for the rows of the plan: draw it, decode what is due, run
+        the backbone on it.
+        """
         batch = len(plan.step)
+        self._runner.select(plan.rows)
         conversations = [self._conversations[seat.id] for seat in plan.step]
-        speaking = [_speaking(conversation) for conversation in conversations]
+        speaking = [conversation.must_speak() for conversation in conversations]
         codes = self._runner.weights.codes
         frame = self._runner.draw(batch, max(u.draw.candidates(codes) for u in speaking))
         longest = 1 + max(conversation.context.valid for conversation in conversations)
-        # A device with a queue goes on while the host hands out the frame; without one, who
-        # listens should not wait for the backbone.
+        # A CUDA device computes while the host delivers audio; on a CPU delivery comes first, so
+        # that listeners do not wait for the backbone.
         if self._runner.runs_behind:
             self._runner.advance(batch, longest)
-        over = [
-            self._deliver(row, frame, conversation, utterance)
-            for row, (conversation, utterance) in enumerate(
-                zip(conversations, speaking, strict=True)
-            )
-        ]
+        self._delivery.collect()
+        for row, (conversation, utterance) in enumerate(zip(conversations, speaking, strict=True)):
+            # The level of earlier frames, which was just examined, may have ended it.
+            if utterance.ending is None:
+                self._take(row, frame, conversation, utterance)
+                conversation.context.valid += 1
+        self._delivery.decode(time.monotonic(), batch)
         if not self._runner.runs_behind:
             self._runner.advance(batch, longest)
-        for conversation, utterance, end in zip(conversations, speaking, over, strict=True):
-            conversation.context.valid += 1
-            if isinstance(end, Reason):
-                self._over(conversation, utterance, end)
-            elif end is not None:
-                self._failed(conversation, utterance, end)
+        for conversation in conversations:
             conversation.refresh()
 
-    def _deliver(
+    def _take(
         self, row: int, frame: Frame, conversation: Conversation, utterance: Utterance
-    ) -> Reason | CsmError | None:
-        """Hand one row's frame to its sink; why the utterance ends with it, if it does."""
+    ) -> None:
+        """Add one row's frame to the context and pass it on to be decoded."""
+        seat = conversation.seat
         if not frame.sound[row]:
-            return NumericError("The model produced NaN or Inf; this utterance ends here.")
-        codes, samples = frame.codes[row], frame.samples[row]
-        if not np.isfinite(samples).all():
-            return NumericError("The codec produced NaN or Inf; this utterance ends here.")
+            error = NumericError("The model produced NaN or Inf; this utterance ends here.")
+            self._delivery.end(seat, utterance, error)
+            return
+        codes = frame.codes[row]
         conversation.context.extend_turn(frame_positions(codes[None]))
         if (codes == self._runner.weights.eos_code).all():
-            return Reason.END
-        now = time.monotonic()
-        if not utterance.frames:
-            utterance.first_audio = now
-        utterance.hand(Audio(utterance.id, utterance.frames, samples, codes))
-        utterance.frames += 1
-        with self._lock:
-            self._scheduler.frame_made(conversation.seat, now)
-        return utterance.guard.check(codes, samples)
+            utterance.closed = True
+            self._delivery.end(seat, utterance, Reason.END)
+            return
+        self._delivery.drawn(seat, utterance, codes)
+        if (reason := utterance.guard.drawn(codes)) is not None:
+            self._delivery.end(seat, utterance, reason)
 
     # Ends -----------------------------------------------------------------------------------------
 
+    def _finish(self) -> None:
+        """End the utterances whose last audio was delivered."""
+        with self._lock:
+            seats = [seat for seat in self._scheduler.seats() if seat.jobs]
+        for seat in seats:
+            conversation = self._conversations[seat.id]
+            utterance = conversation.speaking
+            if utterance is None or not utterance.delivered:
+                continue
+            if isinstance(utterance.ending, Reason):
+                self._over(conversation, utterance, utterance.ending)
+            elif utterance.ending is not None:
+                self._failed(conversation, utterance, utterance.ending)
+            conversation.refresh()
+
     def _over(self, conversation: Conversation, utterance: Utterance, reason: Reason) -> None:
-        """Whatever the reason, the conversation is left as if the turn had ended properly."""
+        """End an utterance. For any reason the context is left as after a complete turn."""
         if utterance.started and not utterance.frames:
             conversation.drop_turn()
-        elif utterance.started and reason is not Reason.END:
-            conversation.context.extend_turn(self._end)
-        if utterance.started and reason is Reason.CANCELLED and utterance.job.live:
-            # What lies ahead of its playing was made, but nobody has heard it.
-            lead = max(0.0, conversation.seat.play_end - time.monotonic())
-            unheard = int(lead / FRAME_SECONDS + 1e-6)
-            conversation.keep_heard(utterance.id, max(0, utterance.frames - unheard), self._end)
+        elif utterance.started:
+            if not utterance.closed:
+                conversation.context.extend_turn(self._end)
+            kept = utterance.frames
+            if reason is Reason.CANCELLED and utterance.job.live:
+                # Frames ahead of playback were generated, but nobody has heard them.
+                lead = max(0.0, conversation.seat.play_end - time.monotonic())
+                kept = max(0, kept - int(lead / FRAME_SECONDS + 1e-6))
+            if kept < utterance.drawn:
+                conversation.keep_heard(utterance.id, kept, self._end)
         self._leave(conversation, utterance, silence=reason is Reason.CANCELLED)
         utterance.hand(utterance.done(reason))
 
     def _failed(self, conversation: Conversation, utterance: Utterance, error: CsmError) -> None:
-        """The turn never was; where NaN may stand in the row, nothing of it stays."""
+        """Remove the failed turn; the row is wiped if it may contain NaN."""
         row = conversation.seat.row
         if isinstance(error, EngineError) and row is not None:
             self._runner.wipe(row)
@@ -301,6 +341,7 @@ class Rounds:
 
     def _leave(self, conversation: Conversation, utterance: Utterance, *, silence: bool) -> None:
         started = bool(utterance.started)
+        self._delivery.drop(utterance)
         with self._lock:
             conversation.utterances.pop(utterance.id, None)
             self._scheduler.remove(conversation.seat, utterance.job)
@@ -311,7 +352,7 @@ class Rounds:
             self._after(conversation)
 
     def _after(self, conversation: Conversation) -> None:
-        """What waited for the end of an utterance."""
+        """Execute the requests that waited for the end of an utterance."""
         cuts, conversation.waiting_cuts = conversation.waiting_cuts, {}
         for utterance, frames in cuts.items():
             conversation.keep_heard(utterance, frames, self._end)
@@ -325,7 +366,7 @@ class Rounds:
     # Voices and turns -----------------------------------------------------------------------------
 
     def _voice_positions(self, voice: VoicePrompt | None) -> Positions:
-        """The reference as positions; made once while somebody uses it."""
+        """The reference as positions, encoded once and cached."""
         if voice is None or not voice.turns:
             return self._end[:0]
         if voice.key not in self._voices:
@@ -352,13 +393,13 @@ class Rounds:
         return self._writer.turn(conversation.speaker(record.name), record.text, record.codes)
 
     def _restore(self, conversation: Conversation) -> None:
-        """A row that holds nothing of this conversation yet, but perhaps its voice."""
+        """Fill a new row of this conversation with its cached voice, if there is one."""
         row = conversation.seat.row
         assert row is not None
         conversation.context.valid = self._runner.restore_voice(conversation.voice_key, row)
 
     def _forget(self, voice: VoicePrompt | None) -> None:
-        """A private voice goes with the last conversation that speaks in it."""
+        """Drop a private voice when the last conversation with it has closed."""
         if voice is not None and voice.private:
             self._drop_unused(voice.key)
 
@@ -371,16 +412,9 @@ class Rounds:
 
 
 def _given_up(old: VoicePrompt | None, new: VoicePrompt | None) -> str | None:
-    """Whose voice `old` was, unless `new` is theirs too."""
+    """The speaker of `old`, unless `new` has the same speaker."""
     return None if old is None or (new and new.speaker == old.speaker) else old.speaker
 
 
 def _key(voice: VoicePrompt | None) -> str | None:
     return voice.key if voice else None
-
-
-def _speaking(conversation: Conversation) -> Utterance:
-    utterance = conversation.speaking
-    if utterance is None:
-        raise RuntimeError("a seat that steps has no utterance")
-    return utterance

@@ -1,8 +1,8 @@
-"""CSM's weights as the frame step wants them.
+"""CSM's weights in the layout of the frame step.
 
 Packed once at load time from a `CsmForConditionalGeneration`: fused projections, rotary tables, the
-depth decoder's embeddings behind their projection, and heads cut to the codes the codec knows, so
-that no other id can ever be drawn.
+depth decoder's embeddings after their projection, and heads restricted to the codes of the codec,
+so that no other id can be drawn.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .layers import PackedLayer, RmsNorm, matrix, rope_tables, rotation_matrices
 
 
 class PackedCsm:
-    """Sizes and packed weights; `model` is kept by the caller and stays usable."""
+    """Sizes and packed weights. The caller keeps `model`, which stays usable."""
 
     def __init__(self, model: Any, *, eight_bit_depth: bool = False) -> None:
-        """`eight_bit_depth`: the depth decoder's layers in 8 bits; its heads stay as they are."""
+        """`eight_bit_depth`: quantise the depth decoder's layers to 8 bits, but not its heads."""
         config = model.config
         depth_config = config.depth_decoder_config
         backbone, depth = model.backbone_model, model.depth_decoder
@@ -50,18 +50,17 @@ class PackedCsm:
         ]
         self.depth_norm = RmsNorm(decoder.norm.weight.data, depth_config.rms_norm_eps)
         self.depth_projector = matrix(decoder.inputs_embeds_projector.weight.data)
-        heads = depth.codebooks_head.weight.data[:, :, : self.codes]
-        self.depth_heads = list(heads.unbind(0))
+        self.depth_heads = _depth_heads(depth.codebooks_head, self.codes)
         self.depth_embeddings = self._project_depth(decoder.embed_tokens.weight.data)
         self.depth_embedding = self.depth_embeddings[0]
         self.depth_cos, self.depth_sin = rope_tables(decoder.rotary_emb, self.codebooks, self.dtype)
-        self.depth_rotations = rotation_matrices(self.depth_cos, self.depth_sin)
+        self.depth_rotations = list(rotation_matrices(self.depth_cos, self.depth_sin).unbind(0))
         offsets = torch.arange(self.codebooks, device=self.lm_head.device) * self.vocab
         self.offsets = offsets
 
     @torch.no_grad()
     def _project_depth(self, embedding: Tensor) -> list[Tensor]:
-        """One [codes, depth hidden] a codebook; the last is never an input of the depth decoder."""
+        """One [codes, depth hidden] per codebook but the last, which is never an input."""
         used = embedding.view(self.codebooks, self.vocab, -1)[: self.codebooks - 1, : self.codes]
         return list((used @ self.depth_projector).unbind(0))
 
@@ -75,6 +74,20 @@ class PackedCsm:
         words = F.embedding(text.clamp(min=0), self.text_embedding)
         frames = self.embed_frames(positions[:, :-1])
         return torch.where((text >= 0)[:, None], words, frames)
+
+
+def _depth_heads(source: Any, codes: int) -> list[Tensor]:
+    """One [width, codes] for each codebook but the first.
+
+    transformers stores them as [K - 1, width, vocab], whose rows of 2,051 numbers are not aligned,
+    so that CUDA loads single numbers. On CUDA they are stored transposed, and the module's own
+    weight becomes a view of that.
+    """
+    weight = source.weight.data
+    if weight.device.type == "cuda":
+        weight = weight.transpose(1, 2).contiguous().transpose(1, 2)
+        source.weight.data = weight
+    return list(weight[:, :, :codes].unbind(0))
 
 
 def _check(config: Any, codes: int) -> None:

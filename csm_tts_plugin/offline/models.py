@@ -1,4 +1,4 @@
-"""Where `make setup` puts the offline models."""
+"""Finds the offline models where `make setup` stores them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from ..errors import ConfigError
 
 _PLACES = (Path(__file__).resolve().parents[2], Path.cwd())
-"""The checkout, or the folder that the worker was started in."""
+"""The checkout, or the folder in which the worker was started."""
 
 
 def whisper_folder() -> Path:
-    """A CTranslate2 Whisper. Raises ConfigError."""
+    """Folder of a CTranslate2 Whisper model. Raises ConfigError."""
     return _find("models/whisper-base", "model.bin").parent
 
 
 def smollm2_file() -> Path:
-    """A GGUF. Raises ConfigError."""
+    """A GGUF file. Raises ConfigError."""
     return _find("models/smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 

@@ -1,4 +1,4 @@
-"""Starts, watches and stops the child process with the offline models. Knows nothing of LiveKit."""
+"""Starts, supervises and stops the child process of the offline models. Independent of LiveKit."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ logger = logging.getLogger("csm_tts_plugin.offline")
 
 OFFLINE_STT_URL = "CSM_OFFLINE_STT_URL"
 OFFLINE_LLM_URL = "CSM_OFFLINE_LLM_URL"
-"""How the worker tells its jobs where the offline models listen; not for users."""
+"""Variables through which a worker tells its jobs the addresses; not for users."""
 
 _READY_S = 120.0
 _STOP_S = 5.0
 _PAUSES_S = (0.2, 1.0, 5.0)
-"""Before the first, second and every later restart in a row."""
+"""Delays before the first, second and each later restart in a row."""
 
 
 class OfflineProcess:
-    """Whisper, SmolLM2 or both, restarted on the same ports should they die."""
+    """Whisper, SmolLM2 or both in one process; restarted on the same ports after a crash."""
 
     def __init__(self, *, stt: bool, llm: bool) -> None:
         self._ports = {name: 0 for name, wanted in (("stt", stt), ("llm", llm)) if wanted}
@@ -41,7 +41,7 @@ class OfflineProcess:
         return f"http://127.0.0.1:{self._ports['llm']}/v1"
 
     def addresses(self, stt: str, llm: str) -> dict[str, str]:
-        """The URLs of what runs, under names of the caller's choice."""
+        """The URLs of the running models, under the names `stt` and `llm`."""
         urls = {}
         if "stt" in self._ports:
             urls[stt] = self.stt_url
@@ -60,7 +60,7 @@ class OfflineProcess:
         self._watcher.start()
 
     def stop(self) -> None:
-        """Ends the child; may be called twice, and before `start`."""
+        """Ends the child; may be called twice, or before `start`."""
         self._stopping.set()
         if self._child is not None:
             _end(self._child)
@@ -83,7 +83,7 @@ class OfflineProcess:
         if not answer:
             _end(child)
             raise UnavailableError(
-                "The offline models did not start, as the lines above say; run `make setup` again."
+                "The offline models did not start; see the lines above, or run `make setup` again."
             )
         self._ports = {name: int(str(answer[name])) for name in self._ports}
 
@@ -94,7 +94,7 @@ class OfflineProcess:
             if self._stopping.is_set():
                 return
             pause = _PAUSES_S[min(failures, len(_PAUSES_S) - 1)]
-            logger.warning("offline models ended (code %s), starting again in %s s", code, pause)
+            logger.warning("the offline models ended (code %s); restart in %s s", code, pause)
             if self._stopping.wait(pause):
                 return
             try:
@@ -102,11 +102,11 @@ class OfflineProcess:
                 failures = 0
             except (ConfigError, UnavailableError, OSError) as error:
                 failures += 1
-                logger.error("offline models: %s", error)
+                logger.error("the offline models did not start: %s", error)
 
 
 def _first_line(child: subprocess.Popen[str], output: IO[str]) -> dict[str, object]:
-    """What the child says first; empty when it ends or is silent for too long."""
+    """The first line of the child's output; {} if it ends or is silent for too long."""
     timer = threading.Timer(_READY_S, child.kill)
     timer.start()
     try:
@@ -120,7 +120,7 @@ def _first_line(child: subprocess.Popen[str], output: IO[str]) -> dict[str, obje
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """Closing its input is its sign to end; then SIGKILL."""
+    """Closes stdin, which ends the child; after `_STOP_S` sends SIGKILL."""
     if child.stdin is not None:
         child.stdin.close()
     try:

@@ -1,4 +1,4 @@
-"""Whisper base on a CPU, for turns of a call. Knows nothing of LiveKit or networks."""
+"""Whisper base on a CPU, for turns of a call. Independent of LiveKit and of the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     Samples = npt.NDArray[np.float32]
 
 SAMPLE_RATE = 16_000
-"""Hz; Whisper's own."""
+"""Sample rate in Hz that Whisper takes."""
 
 _WINDOW_S = 30.0
 _FRAMES_PER_SECOND = 100
@@ -23,10 +23,10 @@ _SHORTEST_S = 10.0
 
 
 class _ShortWindow(WhisperModel):  # type: ignore[misc, unused-ignore]
-    """Encodes only as much of Whisper's 30 s window as holds speech.
+    """Encodes only the part of Whisper's 30 s window that holds speech.
 
-    A turn of 5 s then takes a third of the time. Below 10 s, or with less than 3 s of silence after
-    the speech, the decoder begins to repeat itself: hence the two limits.
+    A turn of 5 s then takes a third of the time. The part is at least 10 s and has 3 s of silence
+    after the speech: with less of either, the decoder begins to repeat itself.
     """
 
     window_s = _WINDOW_S
@@ -37,7 +37,7 @@ class _ShortWindow(WhisperModel):  # type: ignore[misc, unused-ignore]
 
 
 class Transcriber:
-    """Not safe for several threads at once: calls take turns."""
+    """Not thread-safe: call `transcribe` from one thread at a time."""
 
     def __init__(self, folder: Path, threads: int = 2) -> None:
         self._model = _ShortWindow(
@@ -45,11 +45,11 @@ class Transcriber:
         )
 
     def warm_up(self) -> None:
-        """The first run allocates and is slow; nobody should wait for that in a call."""
+        """Runs the model once. The first run allocates memory and must not happen in a call."""
         self.transcribe(np.zeros(SAMPLE_RATE, np.float32))
 
     def transcribe(self, samples: Samples, language: str = "en") -> str:
-        """Mono float32 at 16 kHz in [-1, 1]; an empty text when nobody speaks."""
+        """Transcribes mono float32 [n] at 16 kHz in [-1, 1]; "" for silence."""
         seconds = len(samples) / SAMPLE_RATE
         short = min(_WINDOW_S, max(_SHORTEST_S, seconds + _MARGIN_S))
         text, plausible = self._attempt(samples, language, short)

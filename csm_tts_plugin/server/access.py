@@ -1,30 +1,33 @@
-"""Who may speak to the server, and from where."""
+"""Keys of the server, and on which addresses it may listen without one."""
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Sequence
 
 from aiohttp import web
 
 from ..config import ServerConfig
 from ..errors import AuthError, ConfigError
+from .origins import check_origins, is_loopback
 
 
 def check_bind(config: ServerConfig) -> None:
-    """Raises ConfigError for an address that others can reach without a key."""
-    if not config.keys and not _is_loopback(config.host):
+    """Raises ConfigError for an address, or allowed web pages, that need a key
+    where none is set.
+    """
+    if not config.keys and not is_loopback(config.host):
         raise ConfigError(
             f"{config.host or 'Every address'} can be reached from outside: set CSM_ENGINE_KEY "
             "(or --key), or listen on 127.0.0.1."
         )
+    check_origins(config)
 
 
 def which_key(given: str | None, keys: Sequence[str]) -> int | None:
-    """The number of the key that `given` is, None where it is none of them; 0 where none is asked.
+    """The index of `given` among `keys`, None if it is not one of them; 0 if there are no keys.
 
-    Takes the same time wherever they differ, and whichever it is.
+    Takes constant time, so that nothing can be learned about a key from it.
     """
     if not keys:
         return 0
@@ -34,13 +37,13 @@ def which_key(given: str | None, keys: Sequence[str]) -> int | None:
 
 
 def bearer(request: web.Request) -> str | None:
-    """The key in the Authorization header; None where there is no such header."""
+    """The key in the Authorization header, None without such a header."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     return given.strip() if scheme.lower() == "bearer" else None
 
 
 def require_key(request: web.Request, config: ServerConfig) -> int:
-    """The number of the request's key. Raises AuthError."""
+    """The index of the request's key. Raises AuthError."""
     number = which_key(bearer(request), config.keys)
     if number is None:
         raise wrong_key()
@@ -49,12 +52,3 @@ def require_key(request: web.Request, config: ServerConfig) -> int:
 
 def wrong_key() -> AuthError:
     return AuthError("The key is missing or wrong; send the engine's CSM_ENGINE_KEY.")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

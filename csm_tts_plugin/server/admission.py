@@ -1,7 +1,7 @@
-"""How much of the engine one key may hold: conversations, and places (slots and queue).
+"""How much of the engine one key may use: open conversations, and places in slots and queue.
 
-The engine itself refuses whoever comes when slots and queue are full; this keeps one of several
-keys from filling them alone, and everybody from opening conversations without end.
+The engine itself refuses utterances when slots and queue are full. This module keeps one of several
+keys from occupying all of them, and bounds the number of open conversations.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from ..engine.api import EngineStatus
 from ..errors import BusyError
 
 _RETRY_S = 1.0
-"""A guess at when something comes free: half a sentence."""
+"""Estimated seconds until a place is free: half a sentence."""
 
 
 class Admission:
-    """One server's count. `keys`: how many there are; with a single one it may take all."""
+    """Counts conversations and places of one server. `keys`: number of keys; a single key may use
+    all.
+    """
 
     def __init__(self, keys: int, limits: Limits, status: Callable[[], EngineStatus]) -> None:
         self._share = limits.key_share if keys > 1 else 1.0
@@ -28,7 +30,7 @@ class Admission:
         self._places: Counter[int] = Counter()
 
     def admit(self, key: int) -> Admitted:
-        """Room for a conversation of the key with this number. Raises BusyError."""
+        """Admit a conversation of the key with this index. Raises BusyError."""
         most = self._per_place * self._all_places()
         if self._open.total() >= most:
             raise _busy(f"All {most} conversations of this engine are open")
@@ -59,7 +61,7 @@ class Admission:
 
 
 class Admitted:
-    """What one conversation holds; `close` gives all of it back."""
+    """The share of one conversation; `close` returns all of it."""
 
     def __init__(self, admission: Admission, key: int) -> None:
         self._admission = admission
@@ -68,13 +70,13 @@ class Admitted:
         self._closed = False
 
     def speak(self) -> None:
-        """It has something to say from now on. Raises BusyError."""
+        """Take a place, because the conversation has something to say. Raises BusyError."""
         if not self._speaks:
             self._admission.take_place(self._key)
             self._speaks = True
 
     def rest(self) -> None:
-        """All that it had to say has been said."""
+        """Return the place, because everything was said."""
         if self._speaks:
             self._speaks = False
             self._admission.give_place(self._key)

@@ -1,4 +1,4 @@
-"""From the engine's thread to the event loop: one wake-up for all that a step delivers."""
+"""Passes events from the engine's thread to the event loop, with one wake-up per engine step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Receiver = Callable[[Event], None]
 
 
 class Bridge:
-    """Any thread posts, the loop receives, in order. A step of 512 streams wakes the loop once."""
+    """Any thread posts; the loop receives in order. A step of 512 streams wakes the loop once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -21,10 +21,12 @@ class Bridge:
         self._woken = False
 
     def post(self, receiver: Receiver, event: Event) -> None:
-        """Hand over an event; neither blocks nor raises. After the loop's end it is dropped."""
+        """Queue an event for `receiver`; neither blocks nor raises. Dropped
+        after the loop's end.
+        """
         self._events.append((receiver, event))
-        # Cleared before the loop empties the queue: what is appended later finds it cleared and
-        # wakes again, what is appended earlier is emptied too.
+        # The flag is cleared before the loop empties the queue: an event appended after that wakes
+        # the loop again, one appended before is delivered by this wake-up.
         if not self._woken:
             self._woken = True
             with suppress(RuntimeError):
@@ -32,8 +34,8 @@ class Bridge:
 
     def _deliver(self) -> None:
         self._woken = False
-        # Not until it is empty: an engine that is faster than the loop would hold everybody else's
-        # turn back for as long as it speaks.
+        # Not until the queue is empty: an engine that is faster than the loop would block all other
+        # tasks as long as it speaks.
         for _ in range(len(self._events)):
             receiver, event = self._events.popleft()
             receiver(event)

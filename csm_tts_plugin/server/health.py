@@ -1,4 +1,4 @@
-"""What a load balancer, an operator and a worker ask: alive, ready, how full."""
+"""`/healthz`, `/readyz` and `/metrics`, for load balancers, operators and workers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .state import STATE
 
 
 async def healthz(request: web.Request) -> web.Response:
-    """200 as long as the event loop turns."""
+    """200 as long as the event loop runs."""
     return web.json_response({"status": "ok", "version": __version__})
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """200 when it can speak, else 503; the same figures either way."""
+    """200 when the engine is ready, else 503, with the same fields in both cases."""
     state = request.app[STATE]
     status, info = state.engine.status(), state.engine.info()
     ready = status.ready and not state.draining
@@ -30,12 +30,16 @@ async def readyz(request: web.Request) -> web.Response:
         "model": info.model if info else None,
         "device": info.device if info else None,
         "dtype": info.dtype if info else None,
+        "path": info.path if info else None,
+        "adapter": info.adapter if info else None,
+        "watermark": info.watermark if info else None,
+        "clones": info.clones if info else None,
     }
     return web.json_response(body, status=200 if ready else 503)
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Prometheus' text format; with the key where the server has one."""
+    """Metrics in Prometheus' text format; needs the key if the server has one."""
     state = request.app[STATE]
     require_key(request, state.config)
     body = state.metrics.render(

@@ -1,6 +1,6 @@
-"""Figures for operators in Prometheus' format. Labels hold codes and reasons, never names.
+"""Metrics in Prometheus' format. Labels hold codes and reasons, never names of callers or voices.
 
-`docs/operations.md` lists the metrics; dashboards and alerts are built on these names.
+`docs/operations.md` lists the metrics; dashboards and alerts use these names.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _GAUGES = {
     "conversations": ("conversations", "Conversations open"),
     "context_positions": ("context_used", "Positions that all open conversations hold"),
     "context_fullest_ratio": ("context_fullest", "How full the fullest conversation is, 0 to 1"),
-    "voices_cached": ("voices", "Reference voices kept for whoever speaks in them next"),
+    "voices_cached": ("voices", "Cached reference voices"),
 }
 """Metric without its prefix -> field of EngineStatus, help."""
 
 
 class Metrics:
-    """One server's figures, in a registry of their own.
+    """The metrics of one server, in a separate registry.
 
-    `restarts`: how often a supervisor has had to start this engine again.
+    `restarts`: how often a supervisor has restarted this engine.
     """
 
     def __init__(self, restarts: int = 0) -> None:
@@ -63,6 +63,9 @@ class Metrics:
             "csm_utterances", "Utterances ended, by reason", ["reason"], registry=registry
         )
         self.cancels = Counter("csm_cancels", "Utterances cancelled by a client", registry=registry)
+        self.resumed = Counter(
+            "csm_resumed", "Conversations that went on over another connection", registry=registry
+        )
         self.errors = Counter(
             "csm_errors", "Errors told to clients, by code", ["code"], registry=registry
         )
@@ -76,7 +79,7 @@ class Metrics:
         self._info = Gauge(
             "csm_info",
             "1, with what runs",
-            ["version", "model", "device", "dtype"],
+            ["version", "model", "device", "dtype", "adapter", "watermark"],
             registry=registry,
         )
         self._ready = Gauge("csm_ready", "1 when it takes calls", registry=registry)
@@ -88,10 +91,10 @@ class Metrics:
         }
 
     def heard(self, began: float | None, before: float | None) -> float:
-        """Sound of an utterance leaves; the moment.
+        """Note that audio of an utterance is sent; returns the time.
 
-        `began`: when it was said, None where it had to wait for an earlier one of its own reply,
-        which says nothing of the engine. `before`: when its last sound left.
+        `began`: when the utterance was asked for; None if it waited for an earlier one of its reply
+        and its first audio is no figure of the engine. `before`: when its last audio was sent.
         """
         now = time.monotonic()
         self.audio.inc(FRAME_SECONDS)
@@ -101,11 +104,13 @@ class Metrics:
             self.first_audio.observe(now - began)
         return now
 
-    def ended(self, done: Done, *, first: bool) -> None:
-        """An utterance came to its end, whatever the reason; `first`: none of its reply was before
-        it."""
+    def ended(self, done: Done, *, first: bool, parent: str | None = None) -> None:
+        """Note that an utterance has ended for any reason. `first`: it was the first of its reply.
+        `parent`: the client's trace span.
+        """
         self.utterances.labels(str(done.reason)).inc()
         telemetry.utterance(
+            parent=parent,
             reason=str(done.reason),
             frames=done.frames,
             queued=done.timings.queued,
@@ -124,7 +129,8 @@ class Metrics:
         self._draining.set(draining)
         self._clients.set(clients)
         if info is not None:
-            self._info.labels(__version__, info.model, info.device, info.dtype).set(1)
+            what = (info.model, info.device, info.dtype, info.adapter or "", info.watermark)
+            self._info.labels(__version__, *what).set(1)
         for field, gauge in self._gauges.items():
             gauge.set(getattr(status, field))
         return generate_latest(self.registry)

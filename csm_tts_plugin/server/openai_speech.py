@@ -1,4 +1,4 @@
-"""`POST /v1/audio/speech`, as OpenAI's clients send it: one text in, one stream of sound out."""
+"""`POST /v1/audio/speech`, as OpenAI's clients send it: one text in, one stream of audio out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from ..audio.encoding import CONTENT_TYPES, Encoder, encoder
 from ..config import Limits
 from ..engine.api import Samples, Sampling
 from ..errors import RequestError, UnavailableError, VoiceError
-from ..fields import WHOLE_MAX, Fields, read_object
-from ..protocol import STOCK_VOICE, VOICE_ID
+from ..wire.fields import WHOLE_MAX, Fields, read_object
+from ..wire.protocol import STOCK_VOICE, TRACE, VOICE_ID
 from .access import require_key
 from .faults import as_csm_error, logger
+from .framing import Bare, Events, Framing
 from .speech import Speech, sentences_of
 from .state import STATE
-from .voices import resolve
+from .voices import as_openai, find
 
 _GONE_POLL_S = 0.25
 
@@ -30,31 +31,37 @@ class SpeechRequest:
     voice: str
     format: str
     sampling: Sampling
+    events: bool = False
+    """Answer with server-sent events instead of an audio file."""
+    characters: int = 0
 
 
 async def speak(request: web.Request) -> web.StreamResponse:
-    """Errors before the first sound have a status; later ones cut the connection, so that no client
-    takes half a speech for a whole one.
+    """Errors before the first audio have an HTTP status; later ones close the connection without
+    the end of the body, so that no client takes half a speech for a whole one.
     """
     state = request.app[STATE]
     key = require_key(request, state.config)
     state.check_open()
     asked = read_request(await _body(request), state.config.limits)
-    info = state.engine.info()
-    voice = await asyncio.to_thread(resolve, asked.voice, state.config, info)
-    with Speech(state, asked.sentences, voice, asked.sampling, key=key) as speech:
+    name = await asyncio.to_thread(as_openai, asked.voice, state.config)
+    voice = await find(name, state)
+    given = request.headers.get("traceparent", "")
+    parent = given if TRACE.fullmatch(given) else None  # W3C: ignore malformed headers
+    sentences, sampling = asked.sentences, asked.sampling
+    with Speech(state, sentences, voice, sampling, key=key, parent=parent) as speech:
         watch = asyncio.create_task(_watch(request, speech), name="csm-speech-watch")
         try:
-            return await _stream(request, speech, asked.format)
+            return await _stream(request, speech, asked)
         finally:
             watch.cancel()
             await asyncio.wait([watch])
 
 
 def read_request(text: str, limits: Limits) -> SpeechRequest:
-    """OpenAI's fields, and `temperature`, `top_k`, `seed` for those who send an extra body.
+    """Reads OpenAI's fields and our `temperature`, `top_k`, `seed` (`extra_body` of its client).
 
-    Any `model` will do: an engine has one. Raises RequestError, TextError, VoiceError.
+    Any `model` is accepted: an engine has only one. Raises RequestError, TextError, VoiceError.
     """
     fields = Fields(read_object(text, limits), "speech")
     fields.string("model", default="")
@@ -66,30 +73,37 @@ def read_request(text: str, limits: Limits) -> SpeechRequest:
         _format(fields),
         Sampling(
             fields.number("temperature", 0.0, limits.temperature_max),
-            fields.integer("top_k", 1, limits.top_k_max),
-            fields.integer("seed", 0, WHOLE_MAX),
+            fields.integer("top_k", 1, limits.top_k_max, schema=True),
+            fields.integer("seed", 0, WHOLE_MAX, schema=True),
         ),
+        _events(fields),
+        len(words),
     )
-    fields.finish()
+    fields.finish(named=True)
     return asked
 
 
 def _refuse_what_csm_cannot(fields: Fields) -> None:
-    if fields.raw("speed") not in (None, 1, 1.0):
+    if fields.number("speed", 0.25, 4.0) not in (None, 1.0):
         raise fields.bad("speed", "1 or left out: CSM speaks at the voice's own pace")
-    if fields.raw("instructions"):
+    if fields.string("instructions", default=""):
         raise fields.bad("instructions", "left out: CSM takes its manner from the voice alone")
-    if fields.string("stream_format", default="audio") != "audio":
-        raise fields.bad("stream_format", "audio or left out; the sound is streamed as it is made")
+
+
+def _events(fields: Fields) -> bool:
+    format = fields.string("stream_format", default="audio")
+    if format not in ("audio", "sse"):
+        raise fields.bad("stream_format", "audio or sse")
+    return format == "sse"
 
 
 def _voice(fields: Fields) -> str:
     """A name, or `{"id": name}` as newer clients send it."""
     value: Any = fields.raw("voice")
-    if isinstance(value, dict) and set(value) == {"id"}:
-        value = value["id"]
     if value is None:
         return STOCK_VOICE
+    if isinstance(value, dict) and set(value) == {"id"}:
+        value = value["id"]
     if not isinstance(value, str) or not VOICE_ID.fullmatch(value):
         raise fields.bad("voice", "a voice's name: a-z, 0-9, _ and -, at most 64", VoiceError)
     return value
@@ -109,28 +123,32 @@ async def _body(request: web.Request) -> str:
         raise RequestError("The body must be JSON in UTF-8.") from None
 
 
-async def _stream(request: web.Request, speech: Speech, format: str) -> web.StreamResponse:
-    sink = await asyncio.to_thread(encoder, format)
-    response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPES[format]})
+async def _stream(request: web.Request, speech: Speech, asked: SpeechRequest) -> web.StreamResponse:
+    sink = await asyncio.to_thread(encoder, asked.format)
+    framing = Events(asked.characters) if asked.events else Bare(asked.format)
+    response = web.StreamResponse(headers=framing.headers)
     try:
         async with aclosing(speech.pieces()) as pieces:
             async for piece in pieces:
                 if not response.prepared:
                     await response.prepare(request)
-                await _send(request, response, await _encode(sink, format, piece))
-        if not response.prepared:  # the model had nothing to say: a file without sound
+                framing.frames += 1
+                data = await _encode(sink, asked.format, piece)
+                await _send(request, response, framing.sound(data))
+        if not response.prepared:  # the model generated nothing: a file without audio
             await response.prepare(request)
-        await _send(request, response, await asyncio.to_thread(sink.finish))
+        rest = framing.sound(await asyncio.to_thread(sink.finish))
+        await _send(request, response, rest + framing.end())
         await response.write_eof()
     except Exception as error:
         if not response.prepared:
             raise
-        _cut(request, error)
+        await _cut(request, response, framing, error)
     return response
 
 
 async def _encode(sink: Encoder, format: str, piece: Samples) -> bytes:
-    """libav takes a millisecond or two for a frame: too long for the loop that all share."""
+    """Encoding by libav takes 1 to 2 ms per frame, too long for the shared event loop."""
     if format in ("pcm", "wav"):
         return sink.push(piece)
     return await asyncio.to_thread(sink.push, piece)
@@ -141,13 +159,24 @@ async def _send(request: web.Request, response: web.StreamResponse, data: bytes)
         await response.write(data)
 
 
-def _cut(request: web.Request, error: Exception) -> None:
-    """End a started response so that its client sees that it is not whole."""
-    if request.transport is None:
+async def _cut(
+    request: web.Request, response: web.StreamResponse, framing: Framing, error: Exception
+) -> None:
+    """End a started response so that the client notices that it is incomplete."""
+    transport = request.transport
+    if transport is None:
         return
-    request.transport.abort()
-    if not isinstance(error, OSError):  # a stalled or lost client is no error of ours
-        request.app[STATE].metrics.errors.labels(as_csm_error(error, logger).code).inc()
+    if isinstance(error, OSError):  # a stalled or lost client is no error of ours
+        return transport.abort()
+    told = as_csm_error(error, logger)
+    request.app[STATE].metrics.errors.labels(told.code).inc()
+    if not (last := framing.failed(told)):
+        return transport.abort()
+    try:
+        await _send(request, response, last)
+        transport.close()  # without the last chunk of a complete response
+    except OSError:
+        transport.abort()
 
 
 async def _watch(request: web.Request, speech: Speech) -> None:

@@ -1,4 +1,4 @@
-"""One utterance on its way from the engine to a client: resampled, numbered, counted."""
+"""Forwards one utterance from the engine to a client: resampled, numbered and counted."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..audio.resample import StreamResampler, to_pcm16
 from ..config import SAMPLE_RATE
 from ..engine.api import Audio, Done, Event, Failed, Samples
 from ..errors import CsmError
-from ..protocol import AudioHeader, DoneMessage, ErrorMessage, encode
+from ..wire.protocol import AudioHeader, DoneMessage, ErrorMessage, encode
 from .metrics import Metrics
 from .outbox import Outbox
 
 
 class Owner(Protocol):
-    """What a relay tells its session."""
+    """The session that a relay reports to."""
 
     def ended(self, relay: Relay) -> None: ...
 
@@ -25,8 +25,8 @@ class Owner(Protocol):
 class Relay:
     """Receives an utterance's events on the event loop; `id` is the client's name for it.
 
-    `first`: none of its conversation is before it. `deadline_s`: for its first sound, from when it
-    is its turn.
+    `first`: no utterance of the conversation is before it. `deadline_s`: seconds for its first
+    audio, from the time when it is next to speak. `parent`: the client's trace span.
     """
 
     def __init__(
@@ -39,11 +39,13 @@ class Relay:
         *,
         first: bool,
         deadline_s: float,
+        parent: str | None = None,
     ) -> None:
         self.id = id
         self.deadline_s = deadline_s
         self.engine_id: str | None = None
         self._first = first
+        self._parent = parent
         self._rate = rate
         self._owner = owner
         self._outbox = outbox
@@ -57,20 +59,20 @@ class Relay:
 
     @property
     def begun(self) -> bool:
-        """Whether there has been sound of it."""
+        """Whether audio of it has arrived."""
         return self._heard is not None
 
     def silence(self) -> None:
-        """Nothing more of its sound is sent; its end is still told."""
+        """Send no more of its audio; its end is still reported."""
         self._silenced = True
 
     def detach(self) -> None:
-        """Its session has ended: nothing at all is told any more."""
+        """Report nothing any more, because the session has ended."""
         self._detached = True
 
     def receive(self, event: Event) -> None:
         if isinstance(event, Done):
-            self._metrics.ended(event, first=self._first)
+            self._metrics.ended(event, first=self._first, parent=self._parent)
         if self._detached:
             return
         match event:

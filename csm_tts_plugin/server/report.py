@@ -1,4 +1,4 @@
-"""What a serving process says of itself: lines for a person, or JSON for its supervisor."""
+"""Status messages of a serving process: lines for people, or JSON for its supervisor."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Report(Protocol):
 
     def progress(self, detail: str) -> None: ...
 
-    def ready(self, info: EngineInfo | None, status: EngineStatus, seconds: float) -> None: ...
+    def ready(self, detail: str, seconds: float) -> None: ...
 
     def failed(self, error: CsmError) -> None: ...
 
 
 class LineReport:
-    """One line each; only the error goes to stderr."""
+    """One line per message; only errors go to stderr."""
 
     def listening(self, host: str, port: int) -> None:
         shown = f"[{host}]" if ":" in host else host
@@ -30,15 +30,15 @@ class LineReport:
     def progress(self, detail: str) -> None:
         _say(f"  {detail}")
 
-    def ready(self, info: EngineInfo | None, status: EngineStatus, seconds: float) -> None:
-        _say(f"ready: {describe(info, status)}, after {seconds:.1f} s")
+    def ready(self, detail: str, seconds: float) -> None:
+        _say(f"ready: {detail}, after {seconds:.1f} s")
 
     def failed(self, error: CsmError) -> None:
         print(f"csm_tts_plugin: {error}", file=sys.stderr, flush=True)
 
 
 class JsonReport:
-    """One JSON object a line on stdout, each with an `event`; `read_event` reads them."""
+    """One JSON object per line on stdout, each with an `event`; `read_event` parses them."""
 
     def listening(self, host: str, port: int) -> None:
         _event("listening", host=host, port=port)
@@ -46,21 +46,24 @@ class JsonReport:
     def progress(self, detail: str) -> None:
         _event("progress", detail=detail)
 
-    def ready(self, info: EngineInfo | None, status: EngineStatus, seconds: float) -> None:
-        _event("ready", detail=describe(info, status), seconds=round(seconds, 2))
+    def ready(self, detail: str, seconds: float) -> None:
+        _event("ready", detail=detail, seconds=round(seconds, 2))
 
     def failed(self, error: CsmError) -> None:
         _event("failed", code=error.code, message=error.message)
 
 
 def describe(info: EngineInfo | None, status: EngineStatus) -> str:
-    """`tiny on cpu float32, 8 slots`."""
-    model = f"{info.model} on {info.device} {info.dtype}" if info else "the model"
-    return f"{model}, {status.slots} slots"
+    """`tiny with anna on cpu float32, 8 slots, marked by perth`."""
+    if info is None:
+        return f"the model, {status.slots} slots"
+    model = f"{info.model} with {info.adapter}" if info.adapter else info.model
+    marked = "not marked" if info.watermark == "off" else f"marked by {info.watermark}"
+    return f"{model} on {info.device} {info.dtype}, {status.slots} slots, {marked}"
 
 
 def read_event(line: str) -> dict[str, Any] | None:
-    """The event of a line, None for any other line."""
+    """The event in a line of output, None for any other line."""
     try:
         event = json.loads(line)
     except ValueError:
@@ -69,7 +72,7 @@ def read_event(line: str) -> dict[str, Any] | None:
 
 
 def read_failure(event: dict[str, Any]) -> CsmError:
-    """The error that a `failed` event tells of."""
+    """The error in a `failed` event."""
     return from_code(str(event.get("code")), str(event.get("message")))
 
 

@@ -1,4 +1,4 @@
-"""A process that serves one engine, from the first line to the last: `serve`."""
+"""The `serve` command: runs one engine and its server until it is told to stop."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 from aiohttp import web
 
@@ -16,28 +17,37 @@ from ..engine.api import SpeechEngine
 from ..errors import ConfigError, CsmError
 from .access import check_bind
 from .app import create_app, create_runner
-from .report import Report
+from .report import Report, describe
 from .state import STATE
 
 _POLL_S = 0.1
-_BACKLOG = 1024
+BACKLOG = 1024
 
 
 class Stopping:
-    """The two ways to end: `drain` lets what speaks finish, `now` does not."""
+    """The two ways to stop: `drain` lets utterances finish, `now` does not."""
 
     def __init__(self) -> None:
         self.drain = asyncio.Event()
         self.now = asyncio.Event()
 
     def signalled(self) -> None:
-        """The first signal drains, the second ends it."""
+        """The first signal sets `drain`, the second `now`."""
         (self.now if self.drain.is_set() else self.drain).set()
         self.drain.set()
 
     def at_once(self) -> None:
         self.now.set()
         self.drain.set()
+
+    async def unless_now(self, draining: Coroutine[Any, Any, None]) -> None:
+        """Wait for `draining`, or until `now` is set."""
+        drain = asyncio.create_task(draining)
+        hurry = asyncio.create_task(self.now.wait())
+        await asyncio.wait([drain, hurry], return_when=asyncio.FIRST_COMPLETED)
+        for task in (drain, hurry):
+            task.cancel()
+        await asyncio.gather(drain, hurry, return_exceptions=True)
 
 
 async def serve(
@@ -46,16 +56,16 @@ async def serve(
     report: Report,
     stopping: Stopping | None = None,
 ) -> None:
-    """Listen, load, speak; returns after SIGTERM or SIGINT when what spoke has finished.
+    """Listen, load the model and serve; returns after SIGTERM or SIGINT when utterances have ended.
 
-    `make_engine` is called once the address is known to be usable: importing torch takes seconds.
+    `make_engine` is called after the address is bound, because importing torch takes seconds.
 
-    Raises ConfigError (address taken, public without a key) and what kept the engine from getting
-    ready, or ended it.
+    Raises ConfigError (address in use, public without a key) and the error of an engine that did
+    not get ready or failed later.
     """
     check_bind(config)
     stopping = stopping or Stopping()
-    listener = _listen(config)
+    listener = listen(config)
     try:
         engine = make_engine()
     except BaseException:
@@ -65,11 +75,11 @@ async def serve(
     runner = create_runner(app)
     await runner.setup()
     try:
-        await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+        await web.SockSite(runner, listener, backlog=BACKLOG).start()
         report.listening(*listener.getsockname()[:2])
-        with _signals(stopping):
+        with signals(stopping):
             await _live(engine, report, stopping)
-            await _drain(app, config, stopping)
+            await stopping.unless_now(app[STATE].drain(config.limits.drain_s))
     finally:
         engine_stop = asyncio.create_task(asyncio.to_thread(engine.stop))
         await runner.cleanup()
@@ -77,7 +87,7 @@ async def serve(
 
 
 async def _live(engine: SpeechEngine, report: Report, stopping: Stopping) -> None:
-    """Until told to stop. Raises the engine's failure."""
+    """Returns when told to stop. Raises the engine's failure."""
     began, told, ready = time.monotonic(), "", False
     engine.start()
     while not stopping.drain.is_set():
@@ -86,7 +96,7 @@ async def _live(engine: SpeechEngine, report: Report, stopping: Stopping) -> Non
             raise status.failure
         if status.ready and not ready:
             ready = True
-            report.ready(engine.info(), status, time.monotonic() - began)
+            report.ready(describe(engine.info(), status), time.monotonic() - began)
         elif not ready and status.detail != told:
             told = status.detail
             report.progress(told)
@@ -95,17 +105,8 @@ async def _live(engine: SpeechEngine, report: Report, stopping: Stopping) -> Non
                 await stopping.drain.wait()
 
 
-async def _drain(app: web.Application, config: ServerConfig, stopping: Stopping) -> None:
-    drain = asyncio.create_task(app[STATE].drain(config.limits.drain_s))
-    hurry = asyncio.create_task(stopping.now.wait())
-    await asyncio.wait([drain, hurry], return_when=asyncio.FIRST_COMPLETED)
-    for task in (drain, hurry):
-        task.cancel()
-    await asyncio.gather(drain, hurry, return_exceptions=True)
-
-
-def _listen(config: ServerConfig) -> socket.socket:
-    """A bound socket, so that what is wrong with the address is known before a model is loaded."""
+def listen(config: ServerConfig) -> socket.socket:
+    """A bound socket, so that a wrong address is reported before a model is loaded."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -126,21 +127,21 @@ def _unusable(config: ServerConfig, error: OSError) -> CsmError:
     )
 
 
-class _signals:
-    """SIGTERM and SIGINT stop gracefully inside; a second one at once."""
+class signals:
+    """Inside the context SIGTERM and SIGINT call `Stopping.signalled`."""
 
     def __init__(self, stopping: Stopping) -> None:
         self._stopping = stopping
+        self._handled: list[int] = []
 
     def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            # Not in the main thread, or on Windows: whoever runs us there stops us by `stopping`.
+            # asyncio has no signal handlers on Windows (NotImplementedError), and none outside the
+            # main thread (RuntimeError, ValueError): the caller then stops it by `stopping`.
             with suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.add_signal_handler(number, self._stopping.signalled)
+                asyncio.get_running_loop().add_signal_handler(number, self._stopping.signalled)
+                self._handled.append(number)
 
     def __exit__(self, *_: object) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.remove_signal_handler(number)
+        for number in self._handled:
+            asyncio.get_running_loop().remove_signal_handler(number)

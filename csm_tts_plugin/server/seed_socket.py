@@ -1,11 +1,11 @@
-"""`WS /ws`: the socket of the seed's server, with its messages.
+"""`WS /ws`: the WebSocket of csm-streaming-tf's server, with the same messages.
 
 in   `{"audio": <base64 file>, "transcript": ..., "response_text": ...}`
 out  `{"audio": <base64>, "sample_rate": 24000}` any number of times: 16-bit little-endian mono PCM;
      then `{"status": "complete"}`, or `{"error": ..., "code": ..., "retryable": ...}`.
 
-The recording and its words are the voice of the reply, for this reply only. Requests of a socket
-are spoken one after the other; after an error the next one is taken.
+The recording and its transcript are the reference audio for this reply only. Requests of a socket
+are spoken one after the other; after an error the next one is processed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ..audio.resample import to_pcm16
 from ..config import SAMPLE_RATE, Limits
 from ..engine.api import VoicePrompt
 from ..errors import BusyError, CsmError, EngineTimeoutError, RequestError
-from ..fields import Fields, read_object
 from ..voices.voice import Consent, Voice
+from ..wire.fields import Fields, read_object
 from .access import require_key
 from .faults import as_csm_error, logger
 from .speech import Speech, sentences_of
 from .state import STATE, ServerState
 
 _WAITING = 2
-"""Requests of one socket that may wait for the one being spoken; each may hold a recording."""
+"""Requests of one socket that may wait behind the one being spoken; each may hold a recording."""
 _FAREWELL_S = 1.0
 
 
@@ -44,7 +44,9 @@ class Request:
 
 
 def read_request(text: str, limits: Limits) -> Request:
-    """Takes time for the recording: call it in a thread. Raises RequestError of every kind."""
+    """Reads a request and decodes its recording: call it in a thread. Raises RequestError and its
+    subclasses.
+    """
     fields = Fields(read_object(text, limits), "request")
     audio = fields.audio("audio", limits)
     transcript = fields.speech("transcript", limits)
@@ -62,7 +64,7 @@ def read_request(text: str, limits: Limits) -> Request:
 
 
 def _vouched() -> Consent:
-    """The seed's message has no place for a record of consent; nothing is kept, so none is."""
+    """The message has no field for consent; the sender vouches for it, and nothing is stored."""
     return Consent(
         speaker="caller",
         statement="Whoever sent the recording vouches for the consent of the recorded person.",
@@ -111,7 +113,7 @@ class SeedSocket:
         self._ended.set()
 
     async def run(self) -> None:
-        """Until the client leaves, or something ends it."""
+        """Returns when the client leaves or the session ends."""
         parts = [
             asyncio.create_task(self._receive(), name="csm-seed-receive"),
             asyncio.create_task(self._answer_all(), name="csm-seed-answer"),
@@ -129,7 +131,7 @@ class SeedSocket:
             self._state.changed.set()
 
     async def _receive(self) -> None:
-        """Reads while a reply is spoken too: pings and the end of a client come this way."""
+        """Reads also while a reply is spoken, to answer pings and notice that the client leaves."""
         while True:
             try:
                 message = await self._socket.receive(timeout=self._limits.session_idle_s)
@@ -183,7 +185,7 @@ class SeedSocket:
         await self._send(body)
 
     async def _send(self, body: dict[str, Any]) -> None:
-        """Raises TimeoutError for a stalled reader, OSError for a lost one."""
+        """Raises TimeoutError for a stalled client, OSError for a lost one."""
         async with asyncio.timeout(self._limits.stalled_reader_s):
             await self._socket.send_str(json.dumps(body, separators=(",", ":")))
 

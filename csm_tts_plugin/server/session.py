@@ -1,7 +1,8 @@
-"""One client's conversation, from its socket to the engine and back.
+"""One client's conversation over `/v1/stream`, between its socket and the engine.
 
-Everything the engine holds for it is given back in one place, `_release`, at once when the socket
-is gone, the client asks, or anything fails.
+Everything that the engine holds for it is freed in one place, `_release`, as soon as the socket is
+closed, the client asks for it, or anything fails. If the client asked for it, the conversation
+survives a lost socket for some seconds, and the engine goes on in the meantime.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from ..errors import (
     CsmError,
     EngineTimeoutError,
     RequestError,
+    UnavailableError,
 )
-from ..protocol import (
+from ..wire.protocol import (
+    Ack,
     Cancel,
     ClientMessage,
     Close,
@@ -40,24 +43,25 @@ from ..protocol import (
 from .access import which_key, wrong_key
 from .admission import Admitted
 from .faults import as_csm_error
+from .moves import Moves, gone
 from .outbox import Outbox
 from .relay import Relay
 from .state import ServerState
-from .voices import resolve
+from .voices import find
 
 logger = logging.getLogger("csm_tts_plugin.server")
 
 _FAREWELL_S = 1.0
-"""For a client to take a last word and to close, before the connection is cut."""
+"""Time for a client to read the last message and to close, before the connection is aborted."""
 _RETRY_S = 1.0
-"""After a sentence was given up: half a sentence of somebody else's."""
+"""`retry_after` of a sentence that was given up: half a sentence of another stream."""
 
 
 class Session:
-    """Runs in the task of its request; the relays of its utterances report to it."""
+    """Runs in the task of its HTTP request; the relays of its utterances report to it."""
 
     def __init__(self, state: ServerState, socket: web.WebSocketResponse, key: int | None) -> None:
-        """`key`: the number of the client's; None where it is still to come, with `open`."""
+        """`key`: the index of the client's key; None if the key is expected with `open`."""
         self._state = state
         self._socket = socket
         self._key = key
@@ -68,15 +72,23 @@ class Session:
         self._opening = Open()
         self._sampling = Sampling()
         self._relays: dict[str, Relay] = {}
-        """In the order in which they are spoken."""
+        """Utterances by the client's ids, in the order in which they are spoken."""
         self._spoken: OrderedDict[str, str] = OrderedDict()
-        """The engine's names of the last utterances by the client's."""
+        """The engine's ids of the last utterances by the client's ids."""
         self._deadline: asyncio.TimerHandle | None = None
-        """Of the one whose turn it is."""
+        """The timer of the utterance that is next to speak."""
         self._continues = False
-        """The reply goes on, although all that was said of it may have been spoken."""
+        """The reply goes on, although all utterances asked for may have ended."""
         self._failure: CsmError | None = None
         self._ended = asyncio.Event()
+        self._keep: str | None = None
+        """The client's secret for resuming the conversation."""
+        self._received = 0
+        """Number of messages from the client, without the first `open`."""
+        self._handling: asyncio.Task[None] | None = None
+        self._closed = False
+        """The client has closed its socket; it was not lost."""
+        self._moves = Moves()
 
     @property
     def speaking(self) -> bool:
@@ -88,33 +100,82 @@ class Session:
         self._state.changed.set()
 
     def fail(self, error: CsmError) -> None:
-        """End the session: the engine is freed now, the client told as soon as it can be."""
+        """End the session: free the engine now and report `error` to the client when possible."""
         if self._failure is None:
             self._failure = error
             self._release()
 
     async def run(self) -> None:
-        """Until the client leaves, or something ends it."""
+        """Returns when the client leaves or the session ends."""
+        self._state.sessions.add(self)
+        try:
+            await self._serve()
+            while await self._another_socket():
+                await self._serve()
+        finally:
+            self._release()
+            self._moves.leave()
+            if self._handling is not None:
+                self._handling.cancel()
+            self._state.sessions.discard(self)
+            self._state.changed.set()
+
+    async def _serve(self) -> None:
+        """Serve one socket until it is lost, another one replaces it, or the session ends."""
         sender = asyncio.create_task(self._outbox.run(), name="csm-send")
         parts = [
             sender,
             asyncio.create_task(self._receive(), name="csm-receive"),
             asyncio.create_task(self._ended.wait(), name="csm-ended"),
+            asyncio.create_task(self._moves.wait(), name="csm-moving"),
         ]
-        self._state.sessions.add(self)
         try:
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._release()
-            await self._farewell(sender)
+            stalled = sender.done() and isinstance(sender.exception(), TimeoutError)
+            if stalled or not self._may_go_on():
+                self._release()
+                await self._farewell(sender)
             for part in parts:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
-            self._state.sessions.discard(self)
-            self._state.changed.set()
+
+    def _may_go_on(self) -> bool:
+        going = not self._ended.is_set() and not self._closed and not self._state.draining
+        return going and self._keep is not None and self._conversation is not None
+
+    async def _another_socket(self) -> bool:
+        """Whether the client resumes the conversation in time."""
+        if not self._may_go_on():
+            return False
+        dead = isinstance(self._socket.exception(), TimeoutError)  # silent for a while already
+        keep_s = self._limits.keep_s * (0.25 if dead else 1.0)
+        ended = asyncio.create_task(self._ended.wait(), name="csm-ended")
+        try:
+            move = await self._moves.next(ended, keep_s)
+        finally:
+            ended.cancel()
+        if move is None or self._conversation is None:
+            return False
+        opened = Opened(self._conversation, self._opening.rate, self._received)
+        try:
+            self._outbox.move(move.socket, move.received, encode(opened))
+        except UnavailableError as error:
+            self._moves.leave(error)
+            return False
+        self._socket = move.socket
+        self._state.metrics.resumed.inc()
+        return True
+
+    def take_over(
+        self, socket: web.WebSocketResponse, key: int, received: int
+    ) -> asyncio.Future[None]:
+        if key != self._key or self._ended.is_set() or self._conversation is None:
+            raise gone()
+        return self._moves.ask(socket, received)
 
     async def _farewell(self, sender: asyncio.Task[None]) -> None:
-        """Tell why, if the client still listens; then close, in bounded time."""
+        """Report the error if the client is still there, then close, in bounded time."""
         if self._failure is not None and not sender.done():
             self._outbox.drop_sound()
             self._tell(self._failure)
@@ -125,13 +186,15 @@ class Session:
                 await self._socket.close(code=_close_code(self._failure))
 
     def _release(self) -> None:
-        """Give back all that the engine holds for this client; nothing is taken from it after."""
+        """Free all that the engine holds for this client; its later messages are ignored."""
         self._ended.set()
         relays, self._relays = self._relays, {}
         for relay in relays.values():
             relay.detach()
         self._continues = False
         self._next_turn()
+        if self._keep is not None and self._state.kept.get(self._keep) is self:
+            del self._state.kept[self._keep]
         if self._admitted is not None:
             self._admitted.close()
         if self._conversation is not None:
@@ -140,6 +203,8 @@ class Session:
             self._conversation = None
 
     async def _receive(self) -> None:
+        if self._handling is not None:  # begun over the socket before this one
+            await asyncio.wait([self._handling])
         while True:
             await self._outbox.room()
             try:
@@ -151,19 +216,23 @@ class Session:
                     )
                 continue
             if message.type is WSMsgType.TEXT:
-                await self._take(message.data)
+                # A message that has arrived completely is processed even if the socket is lost.
+                self._handling = asyncio.create_task(self._take(message.data), name="csm-take")
+                await asyncio.shield(self._handling)
             elif message.type is WSMsgType.BINARY:
                 self._tell(RequestError("Binary messages go to the client only."))
             else:
+                self._closed = message.type is WSMsgType.CLOSE
                 return None
 
     def _patience(self) -> float:
         return self._limits.session_idle_s if self._conversation else self._limits.open_s
 
     async def _take(self, text: str) -> None:
-        """One message; what is wrong with it is told to the client and ends nothing else."""
+        """Process one message. An error in it is reported to the client and ends nothing else."""
         if self._ended.is_set():
             return
+        self._received += self._conversation is not None
         try:
             await self._handle(parse_client(text, self._limits))
         except AuthError as error:
@@ -184,6 +253,8 @@ class Session:
                 self._say(message)
             case Cancel():
                 self._cancel(message.id, message.heard)
+            case Ack():
+                self._outbox.acknowledge(message.received)
             case Close():
                 self._ended.set()
 
@@ -192,21 +263,47 @@ class Session:
             self._key = which_key(message.key, self._state.config.keys)
         if self._key is None:
             raise wrong_key()
+        if self._conversation is None and await self._went_on(message, self._key):
+            return
         self._state.check_open()
         engine = self._state.engine
         if self._admitted is None:
             self._admitted = self._state.admission.admit(self._key)
-        prompt = await asyncio.to_thread(resolve, message.voice, self._state.config, engine.info())
+        prompt = await find(message.voice, self._state)
         if self._ended.is_set():  # while the voice was read
             return
         sampling = Sampling(message.temperature, message.top_k, message.seed)
         if self._conversation is None:
             self._conversation = engine.open(prompt, sampling)
             logger.info("conversation %s opened", self._conversation)
+            if message.keep is not None:
+                self._keep, self._outbox.keeps = message.keep, True
+                self._state.kept[message.keep] = self
         else:
             engine.set_voice(self._conversation, prompt)
         self._opening, self._sampling = message, sampling
         self._outbox.put(encode(Opened(self._conversation, message.rate)))
+
+    async def _went_on(self, message: Open, key: int) -> bool:
+        """Whether `message` resumes a kept conversation; then waits until that no longer uses this
+        socket.
+
+        Raises UnavailableError if the conversation is no longer kept.
+        """
+        kept = None if message.keep is None else self._state.kept.get(message.keep)
+        if kept is None:
+            if message.received:
+                raise gone()
+            return False
+        left = kept.take_over(self._socket, key, message.received or 0)
+        self._state.sessions.discard(self)  # the other one answers for this socket
+        try:
+            await left
+        except UnavailableError:
+            self._state.sessions.add(self)
+            raise
+        self._ended.set()
+        return True
 
     async def _turn(self, message: TurnMessage) -> None:
         audio = None
@@ -227,6 +324,7 @@ class Session:
             self._state.metrics,
             first=not self._relays,
             deadline_s=min(message.deadline or inf, self._limits.answer_s),
+            parent=message.traceparent or self._opening.traceparent,
         )
         try:
             self._hand_over(relay, message)
@@ -262,8 +360,9 @@ class Session:
         self._continues = message.more
 
     def _next_turn(self) -> None:
-        """Whatever began or ended: watch the one whose turn it is; hold a place while there is
-        one."""
+        """After an utterance began or ended: start the deadline of the next one, and hold a place
+        while there is one.
+        """
         if self._deadline is not None:
             self._deadline.cancel()
         turn = next(iter(self._relays.values()), None)
@@ -274,7 +373,7 @@ class Session:
             self._admitted.rest()
 
     def _too_late(self, relay: Relay) -> None:
-        """Past its deadline nobody waits for it any more: its slot, or its turn, goes to others."""
+        """Cancel an utterance after its deadline, when the client no longer waits for it."""
         if relay.begun or self._relays.get(relay.id) is not relay:
             return
         assert relay.engine_id is not None

@@ -1,7 +1,7 @@
-"""One text spoken in a conversation of its own: for routes where a request is all there is.
+"""Speaks one text in a temporary conversation, for routes without conversations.
 
-The text goes to the engine a few sentences ahead of what the client has taken: a client that reads
-slowly waits for itself, and holds neither a slot nor more memory than those sentences.
+Sentences are given to the engine a few ahead of what the client has read: a slow client only delays
+itself, and holds neither a slot nor more memory than those sentences.
 """
 
 from __future__ import annotations
@@ -11,34 +11,31 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 from ..engine.api import Audio, Done, Event, Failed, Samples, Sampling, VoicePrompt
 from ..errors import BusyError, CsmError, EngineTimeoutError, TextError
-from ..text import SentenceSplitter, speakable
+from ..text import stream as text_stream
 from .admission import Admitted
 from .state import ServerState
 
 _AHEAD = 2
-"""Sentences with the engine at a time: one to speak, one to go on with."""
+"""Sentences given to the engine at a time: one being spoken and the next one."""
 
 
 def sentences_of(text: str) -> list[str]:
-    """What is to be spoken, sentence by sentence. Raises TextError where there is nothing."""
-    splitter = SentenceSplitter()
-    found = [*splitter.push(text), *splitter.flush()]
-    sentences = [words for sentence in found if (words := speakable(sentence))]
+    """The sentences to be spoken. Raises TextError if there are none."""
+    sentences = text_stream.sentences_of(text)
     if not sentences:
         raise TextError("There is nothing to say: the text holds no words.")
     return sentences
 
 
 class Speech:
-    """`with` it the first sentence is with the engine; `pieces` gives the sound of all of them.
+    """A context manager: entering gives the engine the first sentence, `pieces` yields the audio.
 
-    Entering raises BusyError, UnavailableError, RequestError and leaves nothing behind. Leaving
-    frees everything in the engine, however far the speech has come.
+    Entering raises BusyError, UnavailableError, RequestError and then leaves nothing in the engine.
+    Leaving frees everything in the engine, also before the end of the speech.
     """
 
     def __init__(
@@ -49,8 +46,10 @@ class Speech:
         sampling: Sampling | None = None,
         *,
         key: int,
+        parent: str | None = None,
     ) -> None:
-        """`key`: the number of the client's, see `access`."""
+        """`key`: the index of the client's key, see `access`. `parent`: the client's trace span."""
+        self._parent = parent
         self._state = state
         self._key = key
         self._admitted: Admitted | None = None
@@ -69,7 +68,7 @@ class Speech:
         return self._conversation is not None
 
     def fail(self, error: CsmError) -> None:
-        """The server ends: free the engine, and tell whoever takes the sound."""
+        """End early: free the engine and raise `error` in `pieces`."""
         self._release()
         self._incoming.put_nowait(error)
 
@@ -86,12 +85,7 @@ class Speech:
         self._state.sessions.add(self)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._with_engine:
             self._state.metrics.cancels.inc()
         self._release()
@@ -99,7 +93,9 @@ class Speech:
         self._state.changed.set()
 
     async def pieces(self) -> AsyncGenerator[Samples, None]:
-        """float32, mono, 24 kHz, a frame each. Raises what ended the speech early: CsmError."""
+        """Yields float32 mono samples at 24 kHz, one frame each. Raises the CsmError that ended the
+        speech early.
+        """
         while self._waiting or self._with_engine:
             await self._say_ahead()
             match await self._next():
@@ -116,7 +112,7 @@ class Speech:
         if isinstance(event, Audio):
             self._heard_at = metrics.heard(self._said_at, self._heard_at)
         elif isinstance(event, Done):
-            metrics.ended(event, first=self._first)
+            metrics.ended(event, first=self._first, parent=self._parent)
             self._first, self._said_at, self._heard_at = False, None, None
         self._incoming.put_nowait(event)
 
@@ -132,7 +128,7 @@ class Speech:
         return event
 
     async def _say_ahead(self) -> None:
-        """Keep the engine supplied. Others may have taken all slots between two sentences: wait."""
+        """Give the engine the next sentences. If all slots are taken in between, wait for one."""
         deadline = time.monotonic() + self._state.config.limits.answer_s
         while self._waiting and self._with_engine < _AHEAD:
             try:

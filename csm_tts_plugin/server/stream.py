@@ -1,4 +1,4 @@
-"""`WS /v1/stream`: the native protocol, one conversation a socket."""
+"""`WS /v1/stream`: the native protocol, one conversation per socket."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .state import STATE
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
-    """A wrong key is refused before the upgrade; one may also come with `open`."""
+    """A wrong key is refused before the upgrade. The key may also be sent with `open`."""
     state = request.app[STATE]
     state.check_open()
     shown = bearer(request) is not None or not state.config.keys
     key = require_key(request, state.config) if shown else None
     limits = state.config.limits
     socket = web.WebSocketResponse(
-        compress=False,  # speech does not compress, and what does not inflate is no bomb
+        compress=False,  # speech does not compress, and no compression means no bombs
         heartbeat=limits.heartbeat_s,
         max_msg_size=limits.message_bytes,
         timeout=1.0,

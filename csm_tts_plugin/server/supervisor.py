@@ -1,8 +1,8 @@
-"""An engine as a child process: started, watched, restarted, and never left behind.
+"""Runs an engine as a child process: starts, watches and restarts it.
 
-The child dies with its parent by two ways: the kernel's signal (Linux), and the end of its standard
-input, which only the parent holds open. The key goes through the environment, for command lines can
-be read by everybody.
+The child ends with its parent in two ways: by the kernel's parent-death signal (Linux), and by the
+end of its standard input, which only the parent holds open. The key is passed in the environment,
+because command lines are readable by all users.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from ..config import EngineConfig, ServerConfig
@@ -33,15 +32,15 @@ logger = logging.getLogger("csm_tts_plugin.supervisor")
 _COMMAND = (sys.executable, "-m", "csm_tts_plugin", "serve")
 _BACKOFF_S = (0.25, 10.0)
 _STEADY_S = 60.0
-"""An engine that lived so long is restarted without waiting for earlier falls."""
+"""An engine that ran this long is restarted without the delay of repeated failures."""
 
 
 class EngineProcess:
-    """One engine process, whose methods may be called from any thread.
+    """One engine process. All methods may be called from any thread.
 
-    `server.port` 0 takes a free port, kept over restarts. `server.key` None makes a random key.
-    `on_progress` gets lines for people, on a thread of the supervisor. A first start that fails is
-    final; an engine that was ready once is restarted for as long as it takes.
+    `server.port` 0: a free port, the same after restarts. `server.key` None: a random key.
+    `on_progress` gets lines for people, on a thread of the supervisor. If the first start fails
+    nothing is tried again; an engine that was ready once is restarted without limit.
     """
 
     def __init__(
@@ -66,37 +65,43 @@ class EngineProcess:
         self._was_ready = False
         self._restarts = 0
         self._stopping = threading.Event()
-        # Its own thread, to its end: the kernel takes the thread that forked for the parent.
+        # A thread that lives as long as the child: for the parent-death signal, the kernel takes
+        # the thread that forked for the parent.
         self._thread = threading.Thread(target=self._supervise, name="csm-supervisor", daemon=True)
 
     @property
     def key(self) -> str:
-        """The one that its clients show."""
+        """The key of its clients."""
         return self._server.keys[0]
 
     @property
     def url(self) -> str:
-        """Where it listens. Raises UnavailableError before that is known."""
+        """Its URL. Raises UnavailableError before it is known."""
         if not self._port:
             raise UnavailableError("The engine is still starting.", retry_after=1.0)
         host = self._server.host
         return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
 
     @property
+    def restarts(self) -> int:
+        """How often it had to be started again."""
+        return self._restarts
+
+    @property
     def pid(self) -> int | None:
-        """Of the process that lives now."""
+        """The id of the running process, None if there is none."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
     def start(self) -> None:
-        """Begin; returns at once. Call it once."""
+        """Begin to start the process; returns at once. May be called once."""
         self._thread.start()
 
     def wait_ready(self, timeout: float | None = None) -> str:
-        """Block until it can speak; its URL.
+        """Block until the engine is ready; returns its URL.
 
-        Raises what kept the engine from it (ConfigError, ModelLoadError, ...), or UnavailableError
-        when it takes too long or was stopped.
+        Raises the error of a failed start (ConfigError, ModelLoadError, ...), or UnavailableError
+        after `timeout` seconds or when it was stopped.
         """
         try:
             return self._ready.result(timeout)
@@ -113,7 +118,7 @@ class EngineProcess:
             raise _late(timeout) from None
 
     def stop(self, grace: float = 5.0) -> None:
-        """Ask it to finish what it says, for at most `grace` seconds; then kill it."""
+        """Let it finish its utterances for at most `grace` seconds, then kill it."""
         self._stopping.set()
         with self._lock:
             process = self._process
@@ -127,19 +132,14 @@ class EngineProcess:
         self._settle(UnavailableError("The engine was stopped."))
 
     async def astop(self, grace: float = 5.0) -> None:
-        """`stop` for asyncio; the engine is gone even when this is cancelled."""
+        """`stop` for asyncio; the process is ended even if this is cancelled."""
         await asyncio.shield(asyncio.to_thread(self.stop, grace))
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     # The supervisor's thread
@@ -161,7 +161,7 @@ class EngineProcess:
             delay = min(2 * delay, _BACKOFF_S[1])
 
     def _live(self) -> CsmError:
-        """One life of the engine, from its start to its end; why it ended."""
+        """Run the process once; returns why it ended."""
         try:
             process = self._spawn()
         except OSError as error:
@@ -181,7 +181,7 @@ class EngineProcess:
         return failure or _ended(code)
 
     def _spawn(self) -> subprocess.Popen[str] | None:
-        """None when it was told to stop meanwhile."""
+        """Start the process; None if it was told to stop in the meantime."""
         with self._lock:
             if self._stopping.is_set():
                 return None
@@ -204,7 +204,10 @@ class EngineProcess:
             "--port": self._port,
             "--model": config.model,
             "--revision": config.revision,
-            "--device": config.device,
+            "--adapter": config.adapter,
+            "--watermark": config.watermark,
+            "--device": None if config.devices else config.device,
+            "--devices": ",".join(config.devices) or None,
             "--dtype": config.dtype,
             "--slots": config.slots,
             "--queue": config.queue,
@@ -214,7 +217,9 @@ class EngineProcess:
         }
         given = [f"{name}={value}" for name, value in options.items() if value is not None]
         given += [] if config.cuda_graphs else ["--no-cuda-graphs"]
+        given += [] if config.kernels else ["--no-kernels"]
         given += ["--eight-bit-depth"] if config.eight_bit_depth else []
+        given += ["--whole-context"] if config.whole_context else []
         return ["--supervised", f"--restarts={self._restarts}", *given]
 
     def _environment(self, env: Mapping[str, str]) -> dict[str, str]:
@@ -223,11 +228,11 @@ class EngineProcess:
         own = {"CSM_ENGINE_KEY": ",".join(self._server.keys), "PYTHONPATH": os.pathsep.join(paths)}
         if self._server.voices_dir is not None:
             own["CSM_VOICES_DIR"] = str(self._server.voices_dir)
-        # Threads of torch that spin while they wait take the cores from everybody else's calls.
+        # Waiting threads of torch would otherwise spin and take the cores from other processes.
         return {"OMP_WAIT_POLICY": "PASSIVE", **env, **own}
 
     def _listen(self, process: subprocess.Popen[str], late: threading.Timer) -> CsmError | None:
-        """Follow what it reports until it ends; the failure that it told of, if it did."""
+        """Read its reports until it ends; returns the failure that it reported, if any."""
         failure: CsmError | None = None
         assert process.stdout is not None
         for line in process.stdout:
@@ -258,14 +263,14 @@ class EngineProcess:
 
 
 def _signal(process: subprocess.Popen[str], number: int) -> None:
-    """To the whole group: the engine may have children of its own."""
+    """Send a signal to the process group: the engine may have children of its own."""
     if process.poll() is None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
 
 
 def _bury(process: subprocess.Popen[str]) -> int:
-    """Its standard output has ended: it is dead, or will be."""
+    """Wait for a process whose standard output has ended, and kill it if it does not exit."""
     try:
         code = process.wait(5.0)
     except subprocess.TimeoutExpired:

@@ -1,7 +1,7 @@
-"""`/v1/voices`: stored voices over the network, where the engine has a folder for them.
+"""`/v1/voices`: manages stored voices, if the engine has a folder for them.
 
-`GET` lists, `POST` adds (a form or JSON), `DELETE /v1/voices/<id>` forgets: file, record, and what
-the engine keeps of it.
+`GET` lists, `POST` adds (a form or JSON), `DELETE /v1/voices/<id>` deletes the file, its consent
+record and the engine's cached prefix.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ from aiohttp import BodyPartReader, web
 
 from ..audio.reference import decode_reference
 from ..config import SAMPLE_RATE, Limits
-from ..errors import AudioError, CsmError, RequestError, VoiceError
-from ..fields import Fields, read_object
-from ..protocol import STOCK_VOICE
+from ..errors import CsmError, RequestError, VoiceError
 from ..voices.store import VoiceStore
 from ..voices.voice import Consent, Voice, check_id
+from ..wire.fields import Fields, read_object
+from ..wire.protocol import STOCK_VOICE
 from .access import require_key
 from .faults import json_error
+from .forms import read_part
 from .state import STATE
 
 _FIELD_BYTES = 16 * 2**10
-"""Of one form field that is not the recording."""
+"""The most bytes of a form field that is not the recording."""
 _FIELDS_MAX = 16
 
 
 async def list_voices(request: web.Request) -> web.Response:
-    """`{"voices": [{id, speaker, date, seconds, band, problem}, ...]}`; `problem` is null where it
-    can be used.
+    """`{"voices": [{id, speaker, date, seconds, band, problem}, ...]}`; `problem` is null for a
+    usable voice.
     """
     voices = await asyncio.to_thread(_store(request).list)
     return web.json_response({"voices": [asdict(voice) for voice in voices]})
 
 
 async def add_voice(request: web.Request) -> web.Response:
-    """201 with its id. `audio` (a file, or base64 in JSON), `transcript`, `consent` (speaker,
-    statement, date); `id` and `name` may be left out.
+    """Takes `audio` (a file, or base64 in JSON), `transcript`, `consent` (speaker, statement, date)
+    and optionally `id` and `name`. Answers 201 with the id.
     """
     store = _store(request)
     if request.content_type == "multipart/form-data":
@@ -52,17 +53,19 @@ async def add_voice(request: web.Request) -> web.Response:
 
 
 async def delete_voice(request: web.Request) -> web.Response:
-    """204, or 404 where there is none.
+    """Answers 204, or 404 if there is no such voice; the engine drops it from its cache either way.
 
-    Conversations that speak in it keep it to their end, nobody else gets it again.
+    Open conversations with this voice keep it to their end.
     """
     store, id = _store(request), check_id(request.match_info["id"])
-    if not await asyncio.to_thread(store.has, id):
-        missing = VoiceError(f"There is no voice {id}; list those there are.")
+    state = request.app[STATE]
+    there = await asyncio.to_thread(store.has, id)
+    keys = await asyncio.to_thread(_remove, store, id) if there else set()
+    for key in keys | state.voice_keys.pop(id, set()):
+        state.engine.forget_voice(key)
+    if not there:
+        missing = VoiceError(f"There is no voice {id}; list the stored voices.")
         return json_error(missing, status=404)
-    key = await asyncio.to_thread(_remove, store, id)
-    if key is not None:
-        request.app[STATE].engine.forget_voice(key)
     return web.Response(status=204)
 
 
@@ -84,8 +87,8 @@ async def _json(request: web.Request, limits: Limits) -> dict[str, Any]:
 
 
 async def _form(request: web.Request, limits: Limits) -> dict[str, Any]:
-    """The form's fields as the JSON would have them; the consent's are `consent_speaker` and so on,
-    or all in one field `consent` with JSON.
+    """The form's fields in the structure of the JSON body. Consent is given in fields
+    `consent_speaker` and so on, or as JSON in one field `consent`.
     """
     members: dict[str, Any] = {}
     consent: dict[str, Any] = {}
@@ -97,10 +100,10 @@ async def _form(request: web.Request, limits: Limits) -> dict[str, Any]:
             if len(members) + len(consent) >= _FIELDS_MAX:
                 raise RequestError(f"The form has more than {_FIELDS_MAX} fields.")
             if name == "audio":
-                data = await _part(part, limits.reference_bytes)
+                data = await read_part(part, limits.reference_bytes)
                 members[name] = base64.b64encode(data).decode("ascii")
                 continue
-            value = (await _part(part, _FIELD_BYTES)).decode()
+            value = (await read_part(part, _FIELD_BYTES)).decode()
             if name.startswith("consent_"):
                 consent[name.removeprefix("consent_")] = value
             else:
@@ -108,15 +111,6 @@ async def _form(request: web.Request, limits: Limits) -> dict[str, Any]:
     except (ValueError, RecursionError, AssertionError):
         raise RequestError("The body is not a form that can be read.") from None
     return members | ({"consent": consent} if consent else {})
-
-
-async def _part(part: BodyPartReader, most: int) -> bytes:
-    data = bytearray()
-    while chunk := await part.read_chunk():
-        data += chunk
-        if len(data) > most:
-            raise AudioError(f"A part of the form has more than {most} bytes.")
-    return bytes(data)
 
 
 def _add(store: VoiceStore, members: dict[str, Any]) -> str:
@@ -127,7 +121,7 @@ def _add(store: VoiceStore, members: dict[str, Any]) -> str:
     consent = Consent.from_mapping(fields.object("consent"))
     name = fields.name("name", limits, default=consent.speaker)
     id = fields.string("id", default="") or None
-    fields.finish()
+    fields.finish(named=True)
     voice = Voice.from_audio(
         decode_reference(audio, limits=limits),
         SAMPLE_RATE,
@@ -141,11 +135,11 @@ def _add(store: VoiceStore, members: dict[str, Any]) -> str:
     return store.add(voice)
 
 
-def _remove(store: VoiceStore, id: str) -> str | None:
-    """The engine's key of the voice, None where it could not be loaded and so was never spoken."""
+def _remove(store: VoiceStore, id: str) -> set[str]:
+    """Deletes a voice; returns the engine's key of it, nothing if it could not be loaded."""
     try:
-        key: str | None = store.load(id).key
+        keys = {store.load(id).key}
     except CsmError:
-        key = None
+        keys = set()
     store.remove(id)
-    return key
+    return keys

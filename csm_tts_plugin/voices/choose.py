@@ -1,8 +1,8 @@
-"""Choosing the reference out of a call: which of a caller's turns make a good voice, and why not.
+"""Chooses the reference audio from the caller's turns in a call.
 
-A turn is taken whole, with all of its words, or cut where a pause falls between two words whose
-times the STT gave: audio and transcript of a reference must say the same, or the voice stammers.
-Turns that are too short are joined. What the figures cannot tell is said in `measure`.
+A turn is used whole. With word times from speech-to-text it may also be cut in a pause between two
+words. Audio and transcript of a reference must match, otherwise the model stammers. Turns that are
+too short are joined. `measure` says what the figures do not cover.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     Samples = npt.NDArray[np.float32]
 
 LEVEL_DB = -20.0
-"""RMS that the speech of a reference is brought to, its pauses not counted."""
+"""RMS of a reference's speech after normalisation, without its pauses."""
 PEAK_DB = -1.0
 MARGIN = 0.08
-"""A reference must score so much more to take the place of the one in use."""
+"""Score by which a new reference must exceed the current one."""
 
 _PART_S = 0.8
-"""The shortest turn that may be a part of a reference."""
+"""Duration of the shortest turn that may be part of a reference."""
 _AROUND_S = 0.12
-"""Silence kept around a part."""
+"""Silence kept before and after a part."""
 _FADE_S = 0.01
 _KEPT_S = 60.0
-"""Good turns kept to choose from; the worst go first."""
+"""Duration of usable turns that are kept; the worst are dropped first."""
 _ALIKE_SEMITONES, _ALIKE_DB = 5.0, 10.0
-"""Between parts that are joined: more apart, and it is another person, mood or microphone."""
+"""Most that joined parts may differ by: beyond this, person, mood or microphone has changed."""
 _NEARLY_AS_GOOD = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class SpokenWord:
-    """Seconds from the beginning of the turn."""
+    """A word with its times in seconds from the beginning of the turn."""
 
     text: str = field(repr=False)
     begin: float
@@ -51,18 +51,18 @@ class SpokenWord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeardTurn:
-    """What the caller said in one go: float32 in [-1, 1], [n] or [n, channels]."""
+    """One turn of the caller; `samples`: float32 in [-1, 1], [n] or [n, channels]."""
 
     text: str = field(repr=False)
     samples: Samples = field(repr=False)
     rate: int
     words: tuple[SpokenWord, ...] = ()
-    """The same words with their times, where the STT gives them: only then can it be cut."""
+    """The words of `text` with times, if speech-to-text gives them; needed to cut the turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """On one turn. `faults` is why it was not taken; `figures` None: nothing to measure."""
+    """The result for one turn. `faults`: why it was refused; `figures` None: not measurable."""
 
     turn: int
     figures: Figures | None
@@ -75,13 +75,13 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """A reference of 3 to 15 s: its words, its sound (mono, loudness normalised), how good."""
+    """A reference of 3 to 15 s: transcript, mono samples with normalised loudness, score."""
 
     text: str = field(repr=False)
     samples: Samples = field(repr=False)
     rate: int
     turns: tuple[int, ...]
-    """Which turns it is made of, counted from 1."""
+    """The turns it is made of, counted from 1."""
     figures: Figures
     """Before the loudness was normalised."""
     score: float
@@ -103,7 +103,7 @@ class _Part:
 
 
 class Chooser:
-    """Turns go in as they are heard; `better` gives a reference when there is a new one."""
+    """Takes turns in order; `better` returns each new best reference."""
 
     def __init__(self) -> None:
         self._heard = 0
@@ -111,7 +111,7 @@ class Chooser:
         self._given = 0.0
 
     def add(self, turn: HeardTurn) -> Verdict:
-        """Look at a turn; keeps its sound if it can be used."""
+        """Measures a turn and keeps its audio if it is usable."""
         self._heard += 1
         parts, verdict = _parts(self._heard, turn)
         self._parts += parts
@@ -120,11 +120,11 @@ class Chooser:
         return verdict
 
     def best(self) -> Choice | None:
-        """The best reference of all turns until now; None: they make none yet."""
+        """The best reference of all turns so far; None: they make none."""
         return self._best(above=0.0)
 
     def better(self) -> Choice | None:
-        """`best`, if nothing was given yet or it is better than that by `MARGIN`."""
+        """`best`, if it is the first or exceeds the last one returned by `MARGIN`; else None."""
         wanted = self._given + MARGIN if self._given else 0.0
         choice = self._best(above=wanted)
         if choice is None or choice.score < wanted:
@@ -133,26 +133,26 @@ class Chooser:
         return choice
 
     def _best(self, above: float) -> Choice | None:
-        """Only what promises `above` by its parts is joined and measured: that takes time."""
-        candidates = sorted(_candidates(self._parts), key=_promise, reverse=True)
-        promising = (joined for joined in candidates if _promise(joined) >= above)
-        return next((choice for joined in promising if (choice := _join(joined))), None)
+        """Joins and measures candidates only if their estimate reaches `above`: joining is slow."""
+        candidates = sorted(_candidates(self._parts), key=_estimate, reverse=True)
+        worthwhile = (joined for joined in candidates if _estimate(joined) >= above)
+        return next((choice for joined in worthwhile if (choice := _join(joined))), None)
 
 
 def choose(turns: Iterable[HeardTurn]) -> tuple[Choice | None, list[Verdict]]:
-    """The best reference of these turns, and what was thought of each."""
+    """Returns the best reference of these turns, and the verdict on each turn."""
     chooser = Chooser()
     verdicts = [chooser.add(turn) for turn in turns]
     return chooser.best(), verdicts
 
 
 def normalised(samples: Samples, figures: Figures) -> Samples:
-    """At the loudness of a reference; only ever scaled, never compressed."""
+    """Scales `samples` to the loudness of a reference, without compression."""
     return samples * np.float32(loudness_gain(figures, LEVEL_DB, PEAK_DB))
 
 
 def quality(figures: Figures) -> float:
-    """How clean it is, 0 to 1, however long: noise, bandwidth, and how regular its voice is."""
+    """Quality of the audio, 0 to 1, from noise, bandwidth and regularity; not from length."""
     snr = np.clip((figures.snr_db - 10.0) / 25.0, 0.0, 1.0)
     band = np.clip((figures.bandwidth_hz - 2_000.0) / 5_000.0, 0.0, 1.0)
     regular = np.clip((figures.harmonicity - 0.6) / 0.25, 0.0, 1.0)
@@ -161,7 +161,7 @@ def quality(figures: Figures) -> float:
 
 
 def score(figures: Figures) -> float:
-    """Quality, and length up to 10 s: a voice of 3 s is worth 0.6 of one of 10 s."""
+    """Quality times a weight for the length: full from 10 s on, about 0.6 at 3 s."""
     return quality(figures) * _enough(figures.seconds)
 
 
@@ -191,14 +191,14 @@ def _cut(number: int, turn: HeardTurn, mono: Samples, track: Track) -> Iterator[
 
 
 def _faults(figures: Figures, text: str) -> tuple[Fault, ...]:
-    """Of a part: what is too short alone may be joined with others."""
+    """The faults of a part. Being short is none, because parts can be joined."""
     return tuple(fault for fault in faults_of(figures, text) if fault.name != "short")
 
 
 def _part(
     number: int, text: str, samples: Samples, rate: int, figures: Figures, track: Track
 ) -> _Part:
-    """Without the silence before and after it."""
+    """A part without the silence before and after it."""
     spoken = np.flatnonzero(track.active)
     around = round(_AROUND_S * rate)
     begin = max(0, round(spoken[0] * HOP_S * rate) - around)
@@ -207,7 +207,7 @@ def _part(
 
 
 def _pieces(turn: HeardTurn, mono: Samples, track: Track) -> list[tuple[str, Samples]]:
-    """A long turn cut in pauses between words, into pieces of at most `BEST_S` where they allow."""
+    """Cuts a long turn in pauses between words, into pieces of at most `BEST_S` if possible."""
     cuts = [0.0, *_gaps(turn.words, track), len(mono) / turn.rate]
     pieces, begin = [], 0.0
     for at, following in pairwise([*cuts[1:], np.inf]):
@@ -222,21 +222,21 @@ def _pieces(turn: HeardTurn, mono: Samples, track: Track) -> list[tuple[str, Sam
 
 
 def _gaps(words: Sequence[SpokenWord], track: Track) -> list[float]:
-    """The middle of each pause, in seconds, that falls between two words."""
+    """The middle of each pause between two words, in seconds."""
     middles = [(a + b + 1) / 2 * HOP_S for a, b in track.pauses()]
     ends = [(one.end, other.begin) for one, other in pairwise(words)]
-    near = 0.1  # STTs place words no better than this
+    near = 0.1  # accuracy of word times from speech-to-text
     return [at for at in middles if any(a - near <= at <= b + near for a, b in ends)]
 
 
-def _promise(parts: Sequence[_Part]) -> float:
-    """The score that joined parts will about have."""
+def _estimate(parts: Sequence[_Part]) -> float:
+    """Estimated score of joined parts."""
     seconds = sum(part.seconds for part in parts)
     return sum(part.quality * part.seconds for part in parts) / seconds * _enough(seconds)
 
 
 def _candidates(parts: Sequence[_Part]) -> Iterable[list[_Part]]:
-    """From each part as the seed: the best others that sound like it, until there is enough."""
+    """For each part: that part joined with the best similar ones, up to a sufficient length."""
     ranked = sorted(parts, key=lambda part: part.quality, reverse=True)
     for seed in ranked:
         joined, seconds = [seed], seed.seconds
@@ -261,7 +261,7 @@ def _alike(one: _Part, other: _Part) -> bool:
 
 
 def _join(parts: Sequence[_Part]) -> Choice | None:
-    """One after the other as they were said, each at the same loudness, faded at the seams."""
+    """Joins parts in the order of the call, each at the same loudness, faded at its ends."""
     rate = parts[0].rate
     ramp = np.linspace(0.0, 1.0, round(_FADE_S * rate), dtype=np.float32)
     sounds = []
@@ -279,5 +279,5 @@ def _join(parts: Sequence[_Part]) -> Choice | None:
 
 
 def _ended(text: str) -> str:
-    """A turn is a sentence, also where the STT gives no full stops."""
+    """Ends the transcript of a part with a full stop if speech-to-text gave none."""
     return f"{text}." if text[-1].isalnum() else text

@@ -1,4 +1,4 @@
-"""What keeps a recording from being a good reference, in words that say what to record again."""
+"""Reasons why a recording makes no good reference, with advice on what to record instead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     Samples = npt.NDArray[np.float32]
 
 SHORTEST_S, BEST_S, LONGEST_S = 3.0, 10.0, 15.0
-"""Of a reference. Past the best, more speech makes the voice no better and each reply dearer."""
+"""Durations of a reference. Above the best one the voice improves no more, and each reply costs
+more."""
 
 _LOOKED_AT_S = 120.0
 _MIN_RATE = 8_000
@@ -24,24 +25,23 @@ _SNR_DB = 15.0
 _QUIET_DB = -50.0
 _CLIPPED = 0.001
 _WHISPERED = 0.3
-"""Voiced share below which nobody's vocal folds are heard; measured: speech 0.54 up, whisper
-0.13."""
+"""Voiced share below which speech counts as whispered; measured: speech from 0.54, whisper 0.13."""
 _JUMP_SEMITONES = 8.0
-"""Measured: one reader up to 4.8, a man then a woman from 11.5."""
+"""Measured: one reader up to 4.8, a man followed by a woman from 11.5."""
 _LETTERS_A_SECOND = (1.5, 40.0)
-"""Outside of this no language is spoken: the transcript belongs to something else."""
+"""Limits for speech in any language; outside, the transcript is of other audio."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`name` for logs, `words` for people: what is wrong and what to do."""
+    """`name` is for logs, `words` for people: what is wrong and what to do."""
 
     name: str
     words: str
 
 
 def unusable(samples: Samples, rate: int, *, shortest_s: float = 0.1) -> Fault | None:
-    """Why there is nothing to measure, if so."""
+    """Returns the reason if the recording cannot be measured, else None."""
     if rate < _MIN_RATE:
         return Fault("rate", f"it has {rate} Hz; record with 16000 Hz or more")
     seconds = len(samples) / rate
@@ -50,12 +50,12 @@ def unusable(samples: Samples, rate: int, *, shortest_s: float = 0.1) -> Fault |
     if seconds > _LOOKED_AT_S:
         return Fault("long", f"it lasts {seconds:.0f} s; record or cut out {_range()}")
     if samples.ndim > 2 or not np.isfinite(samples).all():
-        return Fault("broken", "it holds no sound but broken numbers; record it again")
+        return Fault("broken", "it has samples that are not finite numbers; record it again")
     return None
 
 
 def faults_of(figures: Figures, text: str | None) -> tuple[Fault, ...]:
-    """All that speaks against it; `text` None: its words are not known, and not judged."""
+    """All faults of a recording; `text` None: its transcript is unknown and not judged."""
     if not figures.speech_seconds:
         return (Fault("silent", "no speech is heard in it; check the microphone"),)
     words = () if text is None else _of_words(figures, text)
@@ -106,12 +106,12 @@ def _of_speaker(figures: Figures) -> Iterator[Fault]:
 def _of_words(figures: Figures, text: str) -> Iterator[Fault]:
     letters = sum(character.isalnum() for character in text)
     if not letters:
-        yield Fault("wordless", "its transcript is empty; write down what is said in it")
+        yield Fault("wordless", "its transcript is empty; write down its words")
         return
     low, high = _LETTERS_A_SECOND
     if not low <= letters / figures.speech_seconds <= high:
         yield Fault(
-            "words", "its transcript cannot be what is said in it: it is far too long or too short"
+            "words", "its transcript does not match the audio: it is far too long or too short"
         )
 
 

@@ -1,9 +1,9 @@
-"""How good a recording of speech is, in figures. Pure numpy; about 0.3 % of real time.
+"""Measures the quality of recorded speech. Pure numpy; takes about 0.3 % of real time.
 
-What is *not* measured, because it takes a model: who speaks, whether the words are right, whether
-it is speech of a living person. Two people of like pitch who take turns pass for one. Of people who
-speak at once only a man and a woman, equally loud, lower the quality; nobody is refused for it, as
-one lively speaker may look the same.
+Not measured, because it needs a model: who speaks, whether the transcript is right, and whether a
+living person speaks. Two people of similar pitch who take turns count as one. Of people who speak
+at the same time, only a man and a woman of equal loudness lower the quality. This refuses no
+recording, because one lively speaker may give the same figures.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ if TYPE_CHECKING:
     Flags = npt.NDArray[np.bool_]
 
 HOP_S = 0.02
-"""Between two frames; levels, pitch and voicing are known this often."""
+"""Distance between two frames, each with level, pitch and voicing."""
 PAUSE_S = 0.14
 """Silence shorter than this may be the closure of a stop consonant."""
 NARROW_HZ = 5_000.0
-"""Below this a recording is of a telephone's band."""
+"""Bandwidth below which a recording counts as telephone audio."""
 
 _WINDOW_S = 0.04
 _PITCH_BAND_HZ = 4_000.0
 _PITCH_HZ = (65.0, 420.0)
 _VOICED = 0.5
-"""Of a perfectly periodic frame's autocorrelation at its period."""
+"""Autocorrelation at the period above which a frame is voiced; 1 is perfectly periodic."""
 _SILENCE_DB = -90.0
 _ABOVE_NOISE_DB = 6.0
 _BELOW_SPEECH_DB = 28.0
 _NOISE_PERCENTILE, _LOUD_PERCENTILE = 5.0, 95.0
 _BAND_DB = 60.0
-"""What lies this far below the strongest band is not counted to the bandwidth."""
+"""Level below the strongest band under which a band does not count for the bandwidth."""
 _FFT_S = 0.06
-"""Window and longest period: past that a circular autocorrelation meets itself."""
+"""Window plus longest period: a longer lag would wrap around in the circular autocorrelation."""
 _BATCH = 64
-"""Frames looked at together: what fits into a cache."""
+"""Frames processed at once, so that they fit into the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A recording frame by frame, `HOP_S` apart."""
+    """Figures of each frame of a recording, `HOP_S` apart; arrays are [n]."""
 
     level_db: Values
     harmonicity: Values
-    """0 noise ... 1 a perfect period."""
+    """0 is noise, 1 a perfect period."""
     pitch_hz: Values
-    """Where `voiced`."""
+    """Valid where `voiced`."""
     active: Flags
-    """Somebody speaks."""
+    """Frames with speech."""
     voiced: Flags
-    """With the vocal folds."""
+    """Frames of speech with vibrating vocal folds."""
     noise_db: float
     speech_db: float
     bandwidth_hz: float
@@ -69,33 +69,33 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What decides whether a recording makes a reference, for logs and people."""
+    """The figures that decide whether a recording makes a reference."""
 
     seconds: float
     speech_seconds: float
-    """Without the pauses."""
+    """Duration without the pauses."""
     level_db: float
-    """RMS of the speech without its pauses, to full scale."""
+    """RMS of the speech without its pauses, relative to full scale."""
     peak_db: float
     noise_db: float
     """RMS in the pauses."""
     clipped: float
-    """Share of samples at a flattened top."""
+    """Share of clipped samples."""
     bandwidth_hz: float
     voiced: float
-    """Share of the speech that the vocal folds take part in: 0.4 to 0.9; a whisper's is near 0."""
+    """Voiced share of the speech: 0.4 to 0.9; near 0 in a whisper."""
     harmonicity: float
-    """Of the voiced speech, 0 to 1: noise, echo and other voices lower it."""
+    """Mean of the voiced frames, 0 to 1; noise, echo and other voices lower it."""
     pitch_hz: float
-    """Median; 0 where nothing is voiced."""
+    """Median; 0 if nothing is voiced."""
     pitch_jump: float
-    """Semitones between the highest and lowest phrase, by their medians: two who take turns."""
+    """Semitones between the medians of the highest and lowest phrase; detects a second speaker."""
     pitch_flips: float
-    """Share of voiced frames, 20 ms apart, between which the pitch leaps: lively speech up to 0.1;
-    a man and a woman at once, equally loud, from 0.16."""
+    """Share of adjacent voiced frames (20 ms) between which the pitch leaps: lively speech up to
+    0.1, a man and a woman at the same time, equally loud, from 0.16."""
     cut: tuple[bool, bool]
-    """Whether it begins, and whether it ends, in the middle of a sound: a cut in the silent part
-    of a p, t or k is not seen."""
+    """Whether it begins, and whether it ends, within a sound. A cut in the silent part of a p, t or
+    k is not detected."""
 
     @property
     def snr_db(self) -> float:
@@ -115,7 +115,7 @@ class Figures:
 
 
 def measure(samples: Samples, rate: int) -> tuple[Figures, Track]:
-    """Float32 mono in [-1, 1], finite, at least one window (40 ms) of at least 8 kHz."""
+    """Measures float32 mono [n] in [-1, 1]: finite, at least 40 ms, at least 8 kHz."""
     track = _track(samples, rate)
     spoken = float(np.count_nonzero(track.active)) * HOP_S
     voiced = np.count_nonzero(track.voiced) * HOP_S
@@ -139,8 +139,8 @@ def measure(samples: Samples, rate: int) -> tuple[Figures, Track]:
 
 
 def clipped_share(samples: Samples) -> float:
-    """Share of samples that stand still at the top or the bottom: also where it was clipped first
-    and made quieter then."""
+    """Share of samples that stay at the highest or lowest value. Also finds clipping in audio that
+    was made quieter afterwards."""
     if len(samples) < 3:
         return 0.0
     low, high = float(samples.min()), float(samples.max())
@@ -151,7 +151,7 @@ def clipped_share(samples: Samples) -> float:
 
 
 def loudness_gain(figures: Figures, target_db: float, peak_db: float) -> float:
-    """The factor that brings the speech to `target_db` without a sample above `peak_db`."""
+    """Factor that scales the speech to `target_db` with no sample above `peak_db`."""
     return float(10.0 ** (min(target_db - figures.level_db, peak_db - figures.peak_db) / 20.0))
 
 
@@ -192,9 +192,9 @@ def _frames(samples: Samples, rate: int) -> tuple[Values, Values, Values, Values
 
 
 def _some(windows: Samples, taper: Samples, rate: int) -> tuple[Values, Values, Values, Values]:
-    """The autocorrelation of the band below 4 kHz, for which cutting the power spectrum off is
-    enough: its inverse is then low-passed and decimated already (Boersma 1993, without the fine
-    search of the maximum)."""
+    """The autocorrelation of the band below 4 kHz. Cutting off the power spectrum is enough: its
+    inverse is then low-passed and decimated (Boersma 1993, without the fine search of the
+    maximum)."""
     width, size = windows.shape[1], round(_FFT_S * rate)
     centred = (windows - windows.mean(axis=1, keepdims=True)) * taper
     power = _power(np.fft.rfft(centred, size))
@@ -206,10 +206,10 @@ def _some(windows: Samples, taper: Samples, rate: int) -> tuple[Values, Values, 
     shape = _autocorrelation(_power(np.fft.rfft(taper[None], size)[:, :kept]), lags)
     # A little white noise keeps digital silence from looking periodic.
     seen = _autocorrelation(power[:, :kept], lags, floor=1e-9 * width) / np.maximum(shape, 0.05)
-    # Of periods that fit equally well the shortest is the pitch, the others its multiples.
+    # Of periods that fit equally well, the shortest is the pitch; the others are its multiples.
     best = np.argmax(seen - 0.02 * np.log2(lags / lags[0]), axis=1)
     strength = np.clip(seen[np.arange(len(seen)), best], 0.0, 1.0)
-    # A maximum at the edge is none: hiss is like itself at the shortest lag, hum at the longest.
+    # A maximum at the edge is not a pitch: hiss peaks at the shortest lag, hum at the longest.
     strength[(best == 0) | (best == len(lags) - 1)] = 0.0
     return energy, strength, lag_rate / lags[best], _bands(power, rate, size)
 
@@ -220,7 +220,7 @@ def _power(spectrum: npt.NDArray[np.complexfloating[Any, Any]]) -> Values:
 
 
 def _autocorrelation(power: Values, lags: npt.NDArray[np.int64], floor: float = 0.0) -> Values:
-    """Normalised to lag 0, at `lags` of the rate 2 * bins of `power`."""
+    """Normalised to lag 0, at `lags` of a sample rate of 2 * bins of `power`."""
     full = np.fft.irfft(power, 2 * power.shape[1])
     result: Values = full[:, lags] / np.maximum(full[:, :1] + floor, 1e-20)
     return result
@@ -234,7 +234,7 @@ def _bands(power: Values, rate: int, size: int, width_hz: float = 250.0) -> Valu
 
 
 def _bandwidth(spectra: Values, active: Flags, rate: int) -> float:
-    """Up to where the speech, on average, is not far below its strongest band."""
+    """Upper edge in Hz of the highest band within `_BAND_DB` of the strongest one."""
     if not active.any():
         return 0.0
     mean = 10.0 * np.log10(np.mean(spectra[active], axis=0) + 1e-20)
@@ -243,14 +243,14 @@ def _bandwidth(spectra: Values, active: Flags, rate: int) -> float:
 
 
 def _closed(active: Flags) -> Flags:
-    """Single quiet frames inside speech belong to it."""
+    """Marks a single quiet frame inside speech as speech."""
     closed = active.copy()
     closed[1:-1] |= active[:-2] & active[2:]
     return closed
 
 
 def _pitch_jump(track: Track, least: int = 12) -> float:
-    """By phrases, what stands between two pauses, with at least `least` voiced frames."""
+    """Compares phrases (speech between two pauses) of at least `least` voiced frames."""
     medians = []
     begin = 0
     for a, b in [*track.pauses(), (len(track.active), 0)]:

@@ -1,15 +1,13 @@
-"""Voices in a folder: `<id>.wav`, and beside it `<id>.json` with consent, words and SHA-256.
+"""Voices in a folder: `<id>.wav`, and `<id>.json` with consent, transcript and SHA-256.
 
-The record is what makes a recording a voice: without one, or with one for other audio, nothing is
-loaded. Files are readable by their owner only, for a voice is personal data.
+Only a recording with a consent record for exactly this audio is loaded. Files are readable only by
+their owner, because a voice is personal data.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 from ..audio.reference import decode_reference
 from ..config import Limits
 from ..errors import ConsentError, CsmError, VoiceError
+from ..files import write_whole
 from .voice import Consent, Voice, check_id
 
 _RECORD_BYTES = 64 * 2**10
@@ -25,26 +24,26 @@ _RECORD_BYTES = 64 * 2**10
 
 @dataclass(frozen=True, slots=True)
 class StoredVoice:
-    """What a list shows of a voice; `problem` is why it cannot be loaded, or None."""
+    """A voice as listed; `problem`: why it cannot be loaded, or None."""
 
     id: str
     speaker: str = ""
     date: str = ""
     seconds: float = 0.0
     band: str = ""
-    """`narrow` is a telephone's; empty: kept before this was noted."""
+    """`narrow`: telephone audio; empty: stored before this field existed."""
     problem: str | None = None
 
 
 class VoiceStore:
-    """All methods block on the disk: call them from a thread where an event loop runs."""
+    """All methods block on the disk: in an event loop, call them from a thread."""
 
     def __init__(self, folder: str | Path, *, limits: Limits | None = None) -> None:
         self.folder = Path(folder)
         self.limits = limits or Limits()
 
     def add(self, voice: Voice, *, id: str | None = None, replace: bool = False) -> str:
-        """Keep a voice; the id it is kept under. Raises VoiceError: the id is taken, no disk."""
+        """Stores a voice and returns its id. Raises VoiceError: the id is taken, the disk fails."""
         id = check_id(voice.id if id is None else id)
         audio, record = self._paths(id)
         if not replace and (audio.exists() or record.exists()):
@@ -59,20 +58,24 @@ class VoiceStore:
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Between the two writes the hash differs, so that nobody loads half a voice.
-            _write(audio, voice.wav())
-            _write(record, json.dumps(entry, ensure_ascii=False, indent=2).encode() + b"\n")
+            # Between the two writes the hash differs, so an incomplete voice cannot be loaded.
+            write_whole(audio, voice.wav(), private=True)
+            text = json.dumps(entry, ensure_ascii=False, indent=2)
+            write_whole(record, text + "\n", private=True)
         except OSError as error:
             raise VoiceError(
-                f"The voice {id} cannot be kept ({error.strerror}); check the voices folder."
+                f"The voice {id} cannot be stored ({error.strerror}); check the voices folder."
             ) from None
         return id
 
     def load(self, id: str) -> Voice:
-        """Raises VoiceError (no such voice, changed audio), ConsentError, AudioError, TextError."""
+        """Loads a voice.
+
+        Raises VoiceError (no such voice, changed audio), ConsentError, AudioError, TextError.
+        """
         audio_path, record_path = self._paths(check_id(id))
         if not audio_path.is_file():
-            raise VoiceError(f"There is no voice {id}; list those there are, or add it.")
+            raise VoiceError(f"There is no voice {id}; list the stored voices, or add it.")
         record = self._record(id, record_path)
         consent = Consent.from_mapping(record)
         data = _bounded(audio_path, self.limits.reference_bytes)
@@ -92,16 +95,16 @@ class VoiceStore:
         return voice
 
     def has(self, id: str) -> bool:
-        """Whether anything is kept under this id, whole or not. Raises VoiceError for no id."""
+        """Whether this id has files, complete or not. Raises VoiceError for an invalid id."""
         return any(path.exists() for path in self._paths(check_id(id)))
 
     def list(self) -> list[StoredVoice]:
-        """Every voice in the folder by id, with those that cannot be loaded and why."""
+        """All voices in the folder by id, also those that cannot be loaded."""
         ids = {path.stem for path in self._files() if path.suffix in (".wav", ".json")}
         return [self._entry(id) for id in sorted(ids)]
 
     def remove(self, id: str) -> None:
-        """Delete audio and record. Raises VoiceError when there is neither."""
+        """Deletes audio and record. Raises VoiceError if there is neither."""
         found = False
         try:
             for path in self._paths(check_id(id)):
@@ -111,7 +114,7 @@ class VoiceStore:
         except OSError as error:
             raise VoiceError(f"The voice {id} cannot be deleted ({error.strerror}).") from None
         if not found:
-            raise VoiceError(f"There is no voice {id}; list those there are.")
+            raise VoiceError(f"There is no voice {id}; list the stored voices.")
 
     def _paths(self, id: str) -> tuple[Path, Path]:
         return self.folder / f"{id}.wav", self.folder / f"{id}.json"
@@ -148,16 +151,3 @@ def _bounded(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise VoiceError(f"{path.name} has more than {most} bytes.")
     return data
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, and for the owner's eyes."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""A voice: a reference recording, its words, and the consent of whoever speaks in it.
+"""A voice: reference audio, its transcript, and the consent of its speaker.
 
-There is no way to a `Voice` past its checks: what exists can be spoken with and may be.
+A `Voice` object has passed all checks: it is usable, and there is consent to use it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..audio.resample import from_pcm16, to_pcm16
 from ..config import SAMPLE_RATE, Limits
 from ..engine.api import Turn, VoicePrompt
 from ..errors import ConsentError, TextError, VoiceError
-from ..protocol import VOICE_ID, InlineVoice
+from ..wire.protocol import VOICE_ID, InlineVoice
 from .measure import measure
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ _FIELDS = ("speaker", "statement", "date")
 
 @dataclass(frozen=True, slots=True)
 class Consent:
-    """Who agreed to what, and when. Raises ConsentError unless all three say something."""
+    """Who agreed to what, and when. Raises ConsentError if a field is blank or invalid."""
 
     speaker: str
-    """Whose voice it is."""
+    """The person whose voice it is."""
     statement: str = field(repr=False)
     """What was agreed to, in words."""
     date: str
@@ -57,7 +57,7 @@ class Consent:
 
     @classmethod
     def from_mapping(cls, record: Mapping[str, object]) -> Consent:
-        """From a consent record; other fields of it are left alone. Raises ConsentError."""
+        """Reads a consent record; ignores its other fields. Raises ConsentError."""
         missing = [name for name in _FIELDS if not isinstance(record.get(name), str)]
         if missing:
             raise ConsentError(
@@ -74,14 +74,14 @@ class Voice:
     """Use `from_file`, `from_audio` or `from_inline`; compare voices by `key`."""
 
     audio: Samples = field(repr=False)
-    """float32, mono, 24 kHz, in steps of 16 bits: what a WAV file of it holds."""
+    """float32 mono [n] at 24 kHz, rounded to 16 bits as in a WAV file."""
     transcript: str = field(repr=False)
     consent: Consent
     speaker: str
-    """Their name in a conversation: turns added under it are the same person's."""
+    """The speaker's name in a conversation; turns with this name are by the same person."""
     id: str
     sha256: str
-    """Of the audio as the WAV file that `wav` gives and a store keeps."""
+    """Hash of the WAV file that `wav` returns and a store keeps."""
 
     @classmethod
     def from_file(
@@ -93,7 +93,10 @@ class Voice:
         speaker: str | None = None,
         id: str | None = None,
     ) -> Voice:
-        """A local WAV, FLAC or OGG file. Raises AudioError, TextError, ConsentError, VoiceError."""
+        """Reads a local file: WAV, FLAC, OGG, MP3, M4A or WebM.
+
+        Raises AudioError, TextError, ConsentError, VoiceError.
+        """
         _check_words(transcript, consent)
         return cls._of(load_reference(path), transcript, consent, speaker, id)
 
@@ -108,13 +111,13 @@ class Voice:
         speaker: str | None = None,
         id: str | None = None,
     ) -> Voice:
-        """Samples at hand: float32, [n] or [n, channels]. Raises as `from_file`."""
+        """Takes samples in memory: float32, [n] or [n, channels]. Raises like `from_file`."""
         _check_words(transcript, consent)
         return cls._of(to_reference(samples, rate), transcript, consent, speaker, id)
 
     @classmethod
     def from_inline(cls, inline: InlineVoice, *, limits: Limits | None = None) -> Voice:
-        """A voice that came over the wire. Raises as `from_file`."""
+        """Takes a voice received from a client. Raises like `from_file`."""
         consent = Consent.from_mapping(inline.consent)
         _check_words(inline.transcript, consent)
         audio = decode_reference(inline.audio, limits=limits)
@@ -141,13 +144,13 @@ class Voice:
 
     @property
     def band(self) -> str:
-        """`narrow`: a telephone's, as heard in the sound itself whatever its rate; else `wide`."""
+        """`narrow`: telephone bandwidth, measured in the audio at any sample rate; else `wide`."""
         figures, _ = measure(self.audio, SAMPLE_RATE)
         return "narrow" if figures.narrow else "wide"
 
     @property
     def key(self) -> str:
-        """A hash over audio, words and speaker: equal keys sound the same."""
+        """Hash of audio, transcript and speaker; voices with equal keys sound the same."""
         parts = (self.sha256, self.speaker, self.transcript)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -155,29 +158,31 @@ class Voice:
         return encode_wav(self.audio)
 
     def prompt(self) -> VoicePrompt:
-        """As the engine takes it."""
+        """The voice as the engine takes it."""
         turn = Turn(self.speaker, self.transcript, self.audio)
         return VoicePrompt(key=self.key, speaker=self.speaker, turns=(turn,))
 
     def inline(self) -> InlineVoice:
-        """As the wire takes it; `from_inline` of it has the same key."""
+        """The voice as it is sent to an engine; `from_inline` of it has the same key."""
         return InlineVoice(self.wav(), self.transcript, self.consent.to_dict(), self.speaker)
 
 
 def check_id(id: str) -> str:
-    """The id itself. Raises VoiceError: anything else could be a path."""
+    """Returns the id. Raises VoiceError for anything else, which could be a path."""
     if not isinstance(id, str) or not VOICE_ID.fullmatch(id):
         raise VoiceError("A voice's id has 1 to 64 characters out of a-z, 0-9, _ and -.")
     return id
 
 
 def _check_words(transcript: object, consent: object) -> None:
-    """Typed as objects: this is where the arguments of untyped callers arrive."""
+    """Checks types too, because untyped callers may pass any object."""
     limits = Limits()
     if not isinstance(transcript, str) or not transcript.strip():
-        raise TextError("A voice needs the transcript of its recording: what is said in it.")
+        raise TextError("A voice needs the transcript of its recording.")
     if len(transcript) > limits.text_chars:
-        raise TextError(f"The transcript has more than {limits.text_chars} characters; cut both.")
+        raise TextError(
+            f"The transcript has more than {limits.text_chars} characters; shorten the recording."
+        )
     if not isinstance(consent, Consent):
         raise ConsentError(
             "A voice needs the speaker's consent: "

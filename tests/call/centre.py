@@ -1,4 +1,4 @@
-"""A small call centre on loopback: agent workers, and callers who listen and write, not speak."""
+"""A small call centre on loopback: agent workers, and callers who listen and type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from scripts.children import Child
 from scripts.livekit_server import LiveKitServer
 from scripts.setup_tools import ROOT
 from tests.call.running import OURS
+from tests.support import waiting
 from tests.support.endpoint import completion, endpoint
 
 LIMIT_S = 240.0
@@ -31,16 +33,12 @@ _LOUD = 0.003 * 32768
 _RATE = 24_000
 
 
-async def until(condition, what: str, limit_s: float = LIMIT_S) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {limit_s:.0f} s"
-        await asyncio.sleep(0.1)
+until = partial(waiting.until, limit_s=LIMIT_S)
 
 
 def get_text(url: str, key: str = "") -> str:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
         return answer.read().decode()
 
 
@@ -101,7 +99,7 @@ class AgentWorker:
 
 
 class Caller:
-    """Somebody in a room of their own, who hears the agent and can write to it."""
+    """A caller in a new room, who hears the agent and can type to it."""
 
     def __init__(self) -> None:
         self.room = rtc.Room()
@@ -132,7 +130,7 @@ class Caller:
         await self.room.local_participant.send_text(text, topic="lk.chat")
 
     async def hang_up(self) -> None:
-        await asyncio.wait_for(self.room.disconnect(), 30)
+        await asyncio.wait_for(self.room.disconnect(), LIMIT_S)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -172,7 +170,7 @@ async def calling(server: LiveKitServer):
     caller = Caller()
     caller.listen()
     try:
-        await asyncio.wait_for(caller.room.connect(server.url, token), 30)
+        await asyncio.wait_for(caller.room.connect(server.url, token), LIMIT_S)
         yield caller
     finally:
         await caller.hang_up()
@@ -187,16 +185,22 @@ async def greeted(server: LiveKitServer):
     """A caller who hears a greeting begin, and calls again where no worker takes the call: workers
     tell LiveKit every 2.5 s that there is room again.
     """
-    deadline = time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline:
+    async with AsyncExitStack() as call:
+        async with asyncio.timeout(LIMIT_S):
+            caller = await _taken(server, call)
+        await until(lambda: caller.texts, "the greeting")
+        yield caller
+
+
+async def _taken(server: LiveKitServer, call: AsyncExitStack) -> Caller:
+    """Calls until a worker takes it; `call` hangs up."""
+    while True:
         before = refusals(server)
-        async with calling(server) as caller:
-            await until(lambda: caller.texts or refusals(server) > before, "an answer")  # noqa: B023
-            if caller.texts or caller.agents:
-                await until(lambda: caller.texts, "the greeting")
-                yield caller
-                return
-    raise AssertionError(f"refused for {LIMIT_S:.0f} s")
+        caller = await call.enter_async_context(calling(server))
+        await until(lambda: caller.agents or refusals(server) > before, "an answer")  # noqa: B023
+        if caller.agents:
+            return caller
+        await call.aclose()
 
 
 def parrot() -> AbstractContextManager[str]:

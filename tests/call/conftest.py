@@ -1,4 +1,4 @@
-"""One call, one LiveKit server and one quick engine, each for all tests that need it."""
+"""Fixtures: one call, one LiveKit server and one fast engine, shared by the tests."""
 
 from __future__ import annotations
 

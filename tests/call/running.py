@@ -1,4 +1,4 @@
-"""A call as a user makes it, as a process, judged by what it leaves behind."""
+"""Runs `make call` as a user does, as a process, and reads its output files."""
 
 from __future__ import annotations
 

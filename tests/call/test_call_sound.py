@@ -1,4 +1,4 @@
-"""What is measured from a recording: who is loud when, and gaps that no speaker makes."""
+"""Measurements of a recording: who speaks when, and gaps that late audio left."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from csm_tts_plugin.engine.loading import TINY_FOLDER
 from scripts import call_sound, pins
-from scripts.setup_tools import TOOLS
+from scripts.setup_tools import ROOT, TOOLS
 
 RATE = 24_000
 
@@ -64,6 +65,16 @@ def test_silence_has_neither_begin_nor_end():
 
 def test_human_speech_has_no_gaps_though_it_has_pauses():
     assert call_sound.cuts(through_opus(human()), RATE) == []
+
+
+SPOKEN = [*(ROOT / "docs" / "samples").glob("*.wav"), TINY_FOLDER / "stock.wav"]
+
+
+@pytest.mark.parametrize("file", SPOKEN, ids=lambda file: file.stem)
+def test_the_even_pauses_of_tiny_are_no_gaps(file):
+    sound, _ = soundfile.read(file, dtype="float32")
+    assert call_sound.cuts(sound, RATE) == []
+    assert call_sound.cuts(through_opus(sound), RATE) == []
 
 
 @pytest.mark.parametrize("seconds", [0.08, 0.2, 0.35])

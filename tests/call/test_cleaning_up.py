@@ -1,4 +1,4 @@
-"""However a call is ended, none of its processes is left."""
+"""All processes of a call end, however the call ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_call_that_is_ended_by_a_signal_leaves_no_process(tmp_path, quick_engi
         for line in call.stdout:
             if "the caller joins" in line:
                 break
-        assert wait_until(lambda: (tmp_path / "caller.log").exists(), 30)
+        assert wait_until(lambda: (tmp_path / "caller.log").exists())
         family = descendants(call.pid)
         assert len(family) > 4
         call.send_signal(ending)
@@ -37,4 +37,4 @@ def test_a_call_that_is_ended_by_a_signal_leaves_no_process(tmp_path, quick_engi
         call.kill()
         call.wait()
         call.stdout.close()
-    assert wait_until(lambda: not family & parents().keys(), 60)
+    assert wait_until(lambda: not family & parents().keys())

@@ -12,11 +12,12 @@ import secrets
 import sys
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from csm_tts_plugin.caller_voice import CALLER
+from csm_tts_plugin.caller.voice import CALLER
 from csm_tts_plugin.config import EngineConfig, ServerConfig
 from csm_tts_plugin.server.supervisor import EngineProcess
 from livekit import api, rtc
@@ -42,18 +43,17 @@ LIMIT_S = 240.0
 """Of every wait: generous, for six calls at once on a busy machine take their time."""
 
 
-async def until(condition, what: str) -> None:
-    await centre.until(condition, what, LIMIT_S)
+until = partial(centre.until, limit_s=LIMIT_S)
 
 
 class Voice(centre.Caller):
-    """Somebody who speaks recordings, and reads what the agent says."""
+    """A caller who plays recordings and reads the agent's transcript."""
 
     def __init__(self) -> None:
         super().__init__()
         self.voices: list[str] = []
         """The attribute `csm.voice` over time."""
-        self._mouth = caller.Mouth(caller.Recording())
+        self._microphone = caller.Microphone(caller.Recording())
 
     def listen(self) -> None:
         self.room.on("participant_attributes_changed", self._look)
@@ -62,10 +62,10 @@ class Voice(centre.Caller):
         )
 
     async def begin(self) -> None:
-        track = rtc.LocalAudioTrack.create_audio_track("caller", self._mouth.source)
+        track = rtc.LocalAudioTrack.create_audio_track("caller", self._microphone.source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE, dtx=False)
         await asyncio.wait_for(self.room.local_participant.publish_track(track, options), 60)
-        self._start(self._mouth.run())
+        self._start(self._microphone.run())
         await until(lambda: self.texts, "the greeting")
 
     async def say(self, file: Path) -> None:
@@ -73,7 +73,7 @@ class Voice(centre.Caller):
         for _ in range(3):
             await until(lambda: self.agent_state == "listening", "the agent listens")
             before = len(self.texts)
-            await self._mouth.speak(Line(str(file)).load())
+            await self._microphone.speak(Line(str(file)).load())
             await until(lambda: self.texts[before:], f"a reply to {file.stem}")  # noqa: B023
             if "did not hear" not in self.texts[-1]:
                 return
@@ -89,7 +89,7 @@ class Voice(centre.Caller):
         """Where the machine was too busy for a whole turn, the story is told again."""
         for _ in range(4):
             with suppress(AssertionError):
-                return await centre.until(lambda: self.voices[-1:] == [CALLER], "it", 15.0)
+                return await centre.until(lambda: self.voices[-1:] == [CALLER], "it", limit_s=60.0)
             await self.say(path_of(STORY))
         raise AssertionError("still not in the caller's voice")
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong ends with one line; what fails in a call does not end the call."""
+"""User errors end with one line; failures during a call do not end the call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the caller hears, transcribed, is what the agent said: of the one call of these tests."""
+"""Transcripts of the recorded replies equal the agent's texts, in the shared call."""
 
 from __future__ import annotations
 

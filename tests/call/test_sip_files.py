@@ -1,4 +1,4 @@
-"""The files of deploy/sip are what LiveKit takes: by its own messages, and by a real server."""
+"""LiveKit accepts the files of deploy/sip: its protobuf messages, and a real server."""
 
 from __future__ import annotations
 

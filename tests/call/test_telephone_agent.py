@@ -15,45 +15,30 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from livekit.agents import AgentSession, utils
+from livekit.agents import AgentSession
 
-from agent import GREETING, CallAgent
-from csm_tts_plugin import TTS
+from csm_tts_plugin import TTS, CallerVoiceAgent, ConsentPolicy
+from csm_tts_plugin.caller.consent import State
 from csm_tts_plugin.config import AgentConfig
-from csm_tts_plugin.consent import PHONE_QUESTION, State
-from livekit import api, rtc
+from livekit import rtc
+from tests.call.in_process import Job, browser_in, job_in, session_of
 from tests.server.conftest import serving
 from tests.support import mulaw
-from tests.support.phone import LIMIT_S, LOUD, Phone, until
+from tests.support.phone import LOUD, Phone
 from tests.support.stand_in_engine import AMPLITUDE, pitch_of
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.call, pytest.mark.timeout(300)]
 
-KINDS = [rtc.ParticipantKind.PARTICIPANT_KIND_SIP, rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD]
+GREETING = AgentConfig().greeting
+PHONE_QUESTION = ConsentPolicy().question_for(telephone=True)
 
 
-class Job:
-    """What an agent asks of the job that it runs in; only `agent.py start` has LiveKit's own."""
-
-    def __init__(self, room: rtc.Room, livekit: api.LiveKitAPI) -> None:
-        self.room, self.livekit = room, livekit
-        self.ended: list[str] = []
-
-    async def wait_for_participant(self) -> rtc.RemoteParticipant:
-        return await utils.wait_for_participant(self.room, kind=KINDS)
-
-    async def delete_room(self) -> None:
-        await self.livekit.room.delete_room(api.DeleteRoomRequest(room=self.room.name))
-
-    def shutdown(self, reason: str) -> None:
-        self.ended.append(reason)
-
-
-class Watched(CallAgent):
+class Watched(CallerVoiceAgent):
     """The agent, with all that it gives to be played."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, ctx, **options):
+        super().__init__(ctx, instructions="", **options)
         self.played = []
 
     async def tts_node(self, text, model_settings):
@@ -86,21 +71,10 @@ async def engine():
 @asynccontextmanager
 async def answering(server, engine, room_name):
     """The agent in a room of the server, its job beside it."""
-    room, speech = rtc.Room(), TTS(engine_url=engine.url)
-    async with api.LiveKitAPI(server.url, server.key, server.secret) as livekit:
-        job = Job(room, livekit)
-        token = api.AccessToken(server.key, server.secret).with_identity("agent").with_kind("agent")
-        grants = api.VideoGrants(room_join=True, room=room_name, can_update_own_metadata=True)
-        await asyncio.wait_for(room.connect(server.url, token.with_grants(grants).to_jwt()), 30)
-        session = AgentSession(tts=speech)
-        agent = Watched(job, speech, AgentConfig())
-        await session.start(agent, room=room, record=False)
-        try:
+    async with job_in(server, room_name) as job, TTS(engine_url=engine.url) as speech:
+        agent = Watched(job, greeting=GREETING)
+        async with session_of(job, agent, tts=speech) as session:
             yield agent, job, session
-        finally:
-            await asyncio.wait_for(session.aclose(), LIMIT_S)
-            await asyncio.wait_for(speech.aclose(), LIMIT_S)
-            await asyncio.wait_for(room.disconnect(), LIMIT_S)
 
 
 @pytest.fixture
@@ -153,14 +127,8 @@ async def test_the_first_word_follows_silence_and_is_whole(call, engine):
 async def test_a_browser_is_greeted_at_once_and_without_silence(livekit_server, engine):
     name = f"call-{secrets.token_hex(4)}"
     async with answering(livekit_server, engine, name) as (agent, job, _):
-        room, token = rtc.Room(), api.AccessToken(livekit_server.key, livekit_server.secret)
-        grants = api.VideoGrants(room_join=True, room=name)
-        token = token.with_identity("browser").with_grants(grants)
-        await asyncio.wait_for(room.connect(livekit_server.url, token.to_jwt()), 30)
-        try:
+        async with browser_in(livekit_server, name):
             await until(lambda: agent.played, "the greeting")
-        finally:
-            await asyncio.wait_for(room.disconnect(), 30)
         assert np.abs(agent.played[0].astype(int)).max() > LOUD
         assert job.ended == [], "a browser may come back"
 
@@ -208,7 +176,7 @@ async def test_a_hang_up_ends_the_job_and_leaves_nothing_at_the_engine(
 
 
 async def test_a_telephone_that_nobody_answers_is_given_up(call, engine, monkeypatch, caplog):
-    monkeypatch.setattr("csm_tts_plugin.telephone.Telephone.answered.__defaults__", (0.2,))
+    monkeypatch.setattr("csm_tts_plugin.caller.telephone.Telephone.answered.__defaults__", (0.2,))
     async with call.dial("ringing") as phone:
         await until(lambda: call.job.ended, "the job ends")
         gone = rtc.ConnectionState.CONN_DISCONNECTED
@@ -230,7 +198,7 @@ async def test_a_key_of_the_telephone_answers_the_question_for_consent(call, eng
         await phone.press(digit)
         await until(lambda: pressed, "a key")
         await call.session.say(PHONE_QUESTION)
-        consent = call.agent._caller.consent
+        consent = call.agent._call.voice.consent
         assert consent.open, "what was pressed before the question is no answer"
         await phone.press(digit)
         await until(lambda: consent.state is state, state)

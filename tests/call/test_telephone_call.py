@@ -17,14 +17,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
-from csm_tts_plugin.config import EngineConfig, ServerConfig
+from csm_tts_plugin.audio.detection import detect
+from csm_tts_plugin.config import SAMPLE_RATE, EngineConfig, ServerConfig
 from csm_tts_plugin.server.supervisor import EngineProcess
 from livekit import api
 from scripts.worker import Progress, Worker
-from tests.support.phone import LIMIT_S, NAME, NUMBER, TRUNK, Phone, until
+from tests.support import mulaw
+from tests.support.phone import NAME, NUMBER, TRUNK, Phone
 from tests.support.recordings import READER, path_of, words_of
 from tests.support.serve_recorded import EVENTS, Events
+from tests.support.waiting import LIMIT_S, until
 from tests.support.wording import errors, words
 
 pytestmark = [pytest.mark.call, pytest.mark.timeout(700)]
@@ -130,6 +134,22 @@ def office(livekit_server, tmp_path_factory):
                 yield Office(livekit_server, log, events, engine, url, figures)
 
 
+SURE = 0.9
+"""Confidence of one second that speech without a watermark does not reach."""
+
+
+def marked(pcm: np.ndarray) -> bool:
+    """Whether some second of 16-bit samples at 8 kHz carries the watermark, between what is silent.
+
+    Not their mean: a gap, which a busy machine makes, hides the mark of the second that it is in.
+    """
+    loud = np.flatnonzero(np.abs(pcm.astype(np.int32)) > 200)
+    spoken = pcm[loud[0] : loud[-1]].astype(np.float32) / 32_768
+    found = detect(soxr.resample(spoken, mulaw.RATE, SAMPLE_RATE))
+    print("confidence", found.whole, found.seconds)
+    return max(found.seconds) > SURE
+
+
 def speech(name: str) -> tuple[np.ndarray, int]:
     pcm, rate = soundfile.read(path_of(name), dtype="int16")
     return pcm, rate
@@ -161,6 +181,7 @@ async def test_a_call_from_ringing_to_a_hang_up_in_the_middle_of_a_sentence(offi
         assert not phone.heard_speech
         await phone.status("active")
         await greeting(phone)
+        assert marked(phone.heard), "what came over the line at 8 kHz is told as made"
         await reply_to(phone, SAYS, frames=50)
         await reply_to(phone, READER[4], frames=50)  # breaks into the first one
         await until(lambda: phone.turns, "the figures of a turn")

@@ -1,4 +1,4 @@
-"""Two LiveKit servers that are one by their Redis: a caller at either reaches the same worker."""
+"""Two LiveKit servers joined by Redis: a caller at either reaches the same worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two workers and two engines behind one LiveKit server: who gets a call, and what a loss costs."""
+"""Two workers and two engines behind one LiveKit server: distribution of calls, and failures."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.config import EngineConfig, ServerConfig
-from csm_tts_plugin.load import rows_for
 from csm_tts_plugin.server.supervisor import EngineProcess
+from csm_tts_plugin.wire.load import rows_for
 from scripts.livekit_server import LiveKitServer
 from scripts.setup_tools import ROOT
 from tests.call.centre import (

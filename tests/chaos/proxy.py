@@ -1,4 +1,4 @@
-"""A poor link: a TCP proxy that delays, stalls, slices and resets what goes through it."""
+"""A bad network: a TCP proxy that delays, stalls, splits and resets connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small messages that would become large ones: refused before they do."""
+"""Small messages that would expand to large ones are refused before they expand."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from contextlib import contextmanager
 import aiohttp
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from tests.server.conftest import listen, serving, speaks
 from tests.server.raw import closed
+from tests.support.waiting import until
 
 LINE = "It is a fine day to be heard from start to end."
 MIB = 2**20
@@ -89,11 +90,11 @@ async def test_a_message_that_grows_without_end_closes_the_socket(server):
         piece = b"\xff" + struct.pack(">Q", MIB) + bytes(4) + bytes(MIB)
         transport.write(b"\x01" + piece)
         for _ in range(64):
-            transport.write(b"\x00" + piece)  # goes on, and is never final
-            await asyncio.sleep(0.01)
             if transport.is_closing():
                 break
-        assert transport.is_closing()
+            transport.write(b"\x00" + piece)  # goes on, and is never final
+            await asyncio.sleep(0.01)
+        await until(transport.is_closing, "the server closes it")
     await still_speaks(server)
 
 

@@ -1,4 +1,4 @@
-"""Engines too full for a sentence: the next one is asked, and a reply under way waits its time."""
+"""Full engines: the client asks the next one, and a reply in progress waits for a slot."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import asyncio
 
 import pytest
 
-from csm_tts_plugin.call import Call, Manner
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.call import Call, Manner
+from csm_tts_plugin.client.engine import EngineClient
+from csm_tts_plugin.client.reply import Reply
 from csm_tts_plugin.errors import BusyError, EngineTimeoutError
-from csm_tts_plugin.reply import Reply
-from tests.chaos.test_resume import SENTENCES, Ear, repeated, slowly
-from tests.server.conftest import serving, until
+from tests.chaos.test_resume import SENTENCES, Listener, repeated, slowly
+from tests.server.conftest import serving
 from tests.support.stand_in_engine import StandInEngine
+from tests.support.waiting import LIMIT_S, until
 
 
-async def speak(urls, ear, sentences, timeout=60.0):
+async def speak(urls, listener, sentences, timeout=60.0):
     async with EngineClient(urls, timeout=60.0) as client:
 
         async def connect():
@@ -23,7 +24,7 @@ async def speak(urls, ear, sentences, timeout=60.0):
 
         call = Call(connect, Manner())
         try:
-            reply = Reply(call, lambda: None, ear, 24_000, timeout)
+            reply = Reply(call, lambda: None, listener, 24_000, timeout)
             await reply.speak(slowly(sentences), lambda call: None)
         finally:
             await call.aclose()
@@ -47,9 +48,9 @@ def refusing(engine):
 
 async def test_where_the_first_engine_is_full_the_next_one_speaks():
     async with serving(refusing(StandInEngine())) as full, serving() as good:
-        ear = Ear()
-        await speak([full.url, good.url], ear, SENTENCES)
-        assert repeated(ear.pcm, SENTENCES) == [0] * len(SENTENCES)
+        listener = Listener()
+        await speak([full.url, good.url], listener, SENTENCES)
+        assert repeated(listener.pcm, SENTENCES) == [0] * len(SENTENCES)
         assert [text for _, text in good.engine.said] == SENTENCES
         assert full.engine.refused
         await full.settle()
@@ -59,7 +60,7 @@ async def test_where_the_first_engine_is_full_the_next_one_speaks():
 async def test_where_all_engines_are_full_the_host_is_told_before_the_first_sound():
     async with serving(refusing(StandInEngine())) as one, serving(refusing(StandInEngine())) as two:
         with pytest.raises(BusyError) as caught:
-            await speak([one.url, two.url], Ear(), SENTENCES[:1])
+            await speak([one.url, two.url], Listener(), SENTENCES[:1])
         assert caught.value.retry_after > 0
         assert (one.engine.refused, two.engine.refused) == (1, 1)
         await one.settle()
@@ -68,22 +69,22 @@ async def test_where_all_engines_are_full_the_host_is_told_before_the_first_soun
 
 async def test_a_reply_whose_next_engine_is_full_goes_on_when_it_has_room():
     async with serving(StandInEngine("slow")) as lost, serving(refusing(StandInEngine())) as full:
-        ear = Ear()
-        task = asyncio.create_task(speak([lost.url, full.url], ear, SENTENCES))
-        await until(lambda: ear.pcm)
+        listener = Listener()
+        task = asyncio.create_task(speak([lost.url, full.url], listener, SENTENCES))
+        await until(lambda: listener.pcm)
         lost.engine.mode = "not-ready"
         lost.state.end_sessions()
-        await until(lambda: full.engine.refused >= 3, 60.0)
+        await until(lambda: full.engine.refused >= 3)
         full.engine.mode = "normal"
-        await asyncio.wait_for(task, 60.0)
-        assert sum(map(bool, repeated(ear.pcm, SENTENCES))) <= 1
+        await asyncio.wait_for(task, LIMIT_S)
+        assert sum(map(bool, repeated(listener.pcm, SENTENCES))) <= 1
         await lost.settle()
         await full.settle()
 
 
 async def test_a_reply_under_way_asks_a_full_engine_again():
     async with serving(refusing(StandInEngine("slow"))) as server:
-        ear, heard = Ear(), asyncio.Event()
+        listener, heard = Listener(), asyncio.Event()
         server.engine.mode = "slow"
 
         async def sentences():
@@ -97,27 +98,27 @@ async def test_a_reply_under_way_asks_a_full_engine_again():
                 return client
 
             call = Call(connect, Manner())
-            reply = Reply(call, lambda: None, ear, 24_000, 60.0)
+            reply = Reply(call, lambda: None, listener, 24_000, 60.0)
             task = asyncio.create_task(reply.speak(sentences(), lambda call: None))
-            await until(lambda: ear.pcm and not server.engine.utterances)
+            await until(lambda: listener.pcm and not server.engine.utterances)
             server.engine.mode = "busy"
             heard.set()
-            await until(lambda: server.engine.refused, 60.0)
+            await until(lambda: server.engine.refused)
             server.engine.mode = "normal"
-            await asyncio.wait_for(task, 60.0)
+            await asyncio.wait_for(task, LIMIT_S)
             await call.aclose()
-        assert repeated(ear.pcm, SENTENCES) == [0] * len(SENTENCES)
+        assert repeated(listener.pcm, SENTENCES) == [0] * len(SENTENCES)
         await server.settle()
 
 
 async def test_asking_again_is_bounded_by_the_replys_timeout():
     async with serving(StandInEngine("slow")) as lost, serving(refusing(StandInEngine())) as full:
-        ear = Ear()
-        task = asyncio.create_task(speak([lost.url, full.url], ear, SENTENCES, timeout=3.0))
-        await until(lambda: ear.pcm or task.done())
+        listener = Listener()
+        task = asyncio.create_task(speak([lost.url, full.url], listener, SENTENCES, timeout=3.0))
+        await until(lambda: listener.pcm or task.done())
         lost.engine.mode = "not-ready"
         lost.state.end_sessions()
         with pytest.raises((BusyError, EngineTimeoutError)):
-            await asyncio.wait_for(task, 60.0)
+            await asyncio.wait_for(task, LIMIT_S)
         await lost.settle()
         await full.settle()

@@ -14,10 +14,11 @@ import socket
 import aiohttp
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from tests.chaos.figures import record, resident
-from tests.server.conftest import listen, serving, speaks, until
+from tests.server.conftest import listen, serving, speaks
 from tests.server.test_seed_socket import recording
+from tests.support.waiting import LIMIT_S, until
 
 LINE = "It is a fine day to be heard from start to end."
 CONSENT = {"speaker": "Ann", "statement": "You may speak in my voice.", "date": "2025-01-31"}
@@ -84,13 +85,13 @@ async def send(session, url, text):
     async with session.ws_connect(url) as ws:
         if url.endswith("stream"):
             await ws.send_str('{"type":"open"}')
-            assert (await ws.receive_json(timeout=30))["type"] == "opened"
+            assert (await ws.receive_json(timeout=LIMIT_S))["type"] == "opened"
         try:
             await ws.send_str(text)
             await ws.send_str('{"type":"last"}')
         except UnicodeEncodeError:
             return
-        while (message := await ws.receive(timeout=30)).type is not aiohttp.WSMsgType.CLOSED:
+        while (message := await ws.receive(timeout=LIMIT_S)).type is not aiohttp.WSMsgType.CLOSED:
             assert message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY)
             if message.type is aiohttp.WSMsgType.TEXT:
                 answer = json.loads(message.data)

@@ -1,4 +1,4 @@
-"""Speech over a poor link: whole to the byte, or a typed error, and never a wait without end."""
+"""Speech over a bad network: complete audio or a typed error, in bounded time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.errors import CsmError, EngineTimeoutError
 from tests.chaos.figures import record
 from tests.chaos.proxy import POOR, FaultyProxy, Link
@@ -78,9 +78,11 @@ async def speak_over(server, link, rng, count):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.soak)])
 async def test_utterances_are_byte_complete_or_a_typed_error(server, rng, count):
+    """What a broken connection cut goes on over the next one, where it was."""
     complete, resets, late = await speak_over(server, POOR, rng, count)
     record("poor_link", utterances=count, whole=complete, resets=resets, timeouts=late)
-    assert count - complete - late <= resets
+    assert resets >= count // 10, "the link was poor"
+    assert complete >= 0.95 * count
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,17 @@ import time
 import pytest
 
 from csm_tts_plugin.audio.resample import to_pcm16
-from csm_tts_plugin.call import Call, Manner
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.call import Call, Manner
+from csm_tts_plugin.client.engine import EngineClient
+from csm_tts_plugin.client.reply import Reply, numbered
 from csm_tts_plugin.config import FRAME_SAMPLES, EngineConfig, ServerConfig
 from csm_tts_plugin.errors import UnavailableError
-from csm_tts_plugin.reply import Reply, numbered
 from csm_tts_plugin.server.supervisor import EngineProcess
 from tests.chaos.figures import record
-from tests.server.conftest import serving, until
+from tests.server.conftest import serving
 from tests.server.test_process import STAND_IN, run_where_the_tests_are  # noqa: F401
 from tests.support.stand_in_engine import StandInEngine, _Utterance, frames_of
+from tests.support.waiting import LIMIT_S, until
 
 SENTENCES = [f"This is the sentence with the number {n}, of several." for n in range(6)]
 TIMEOUT_S = 60.0
@@ -30,7 +31,7 @@ FRAME = 2 * FRAME_SAMPLES
 """Bytes."""
 
 
-class Ear:
+class Listener:
     def __init__(self):
         self.pcm = b""
         self.texts = []
@@ -74,10 +75,10 @@ async def slowly(sentences):
         yield sentence
 
 
-async def speak(connect, ear, sentences):
+async def speak(connect, listener, sentences):
     call = Call(connect, Manner())
     try:
-        reply = Reply(call, lambda: 1.6, ear, 24_000, TIMEOUT_S)
+        reply = Reply(call, lambda: 1.6, listener, 24_000, TIMEOUT_S)
         await reply.speak(slowly(sentences), lambda call: None)
     finally:
         await call.aclose()
@@ -100,34 +101,34 @@ def client_of(engine, clients):
 
 async def speak_and_kill(engine, sentences, kills):
     """`kills` are lengths of what was heard, in bytes, at which the engine is killed."""
-    ear, clients = Ear(), []
-    reply = asyncio.create_task(speak(client_of(engine, clients), ear, sentences))
+    listener, clients = Listener(), []
+    reply = asyncio.create_task(speak(client_of(engine, clients), listener, sentences))
     try:
         for kill in kills:
-            await until(lambda: reply.done() or len(ear.pcm) > kill, 120.0)  # noqa: B023
+            await until(lambda: reply.done() or len(listener.pcm) > kill)  # noqa: B023
             assert not reply.done(), reply.exception()
-            await killed(engine, ear)
-            await until(lambda: len(ear.pcm) > kill + 4 * FRAME, 120.0)  # noqa: B023  it speaks on
+            await killed(engine, listener)
+            await until(lambda: len(listener.pcm) > kill + 4 * FRAME)  # noqa: B023  it speaks on
         await asyncio.wait_for(reply, 120.0)
     finally:
         reply.cancel()
         await asyncio.gather(reply, return_exceptions=True)
         for client in clients:
             await client.aclose()
-    return ear
+    return listener
 
 
-async def killed(engine, ear):
-    """Kill it; in `ear.silences` how long nothing was heard, and the engine's restart of that."""
+async def killed(engine, listener):
+    """Kill the engine; notes the silence and the engine's part of it in `listener.silences`."""
     ready = engine._ready
     began = time.monotonic()
     os.kill(engine.pid, signal.SIGKILL)
-    await until(lambda: engine._ready is not ready, 120.0)
-    heard = len(ear.pcm)  # what was on its way has arrived
+    await until(lambda: engine._ready is not ready)
+    heard = len(listener.pcm)  # what was on its way has arrived
     await engine.ready(120.0)
     back = time.monotonic()
-    await until(lambda: len(ear.pcm) > heard, 120.0)
-    ear.silences.append((time.monotonic() - began, back - began))
+    await until(lambda: len(listener.pcm) > heard)
+    listener.silences.append((time.monotonic() - began, back - began))
 
 
 @pytest.mark.timeout(3000)
@@ -137,25 +138,25 @@ async def test_a_reply_goes_on_after_its_engine_was_killed(kills):
     length = sum(map(length_of, sentences))
     moments = [int(length * (n + 0.5) / (kills + 1)) for n in range(kills)]
     with supervised("slow", command=STAND_IN) as engine:
-        ear = await speak_and_kill(engine, sentences, moments)
-    assert ear.texts == sentences
-    again = [count for count in repeated(ear.pcm, sentences) if count]
+        listener = await speak_and_kill(engine, sentences, moments)
+    assert listener.texts == sentences
+    again = [count for count in repeated(listener.pcm, sentences) if count]
     assert len(again) <= kills
     assert sum(again) < kills * frames_of(sentences[0])
-    beyond = [silence - restart for silence, restart in ear.silences]
+    beyond = [silence - restart for silence, restart in listener.silences]
     record(
         "kills",
         kills=kills,
         sentences_heard_again=len(again),
         frames_heard_again=sum(again),
-        silence_s_median=round(statistics.median(s for s, _ in ear.silences), 2),
+        silence_s_median=round(statistics.median(s for s, _ in listener.silences), 2),
         silence_beyond_the_restart_s_worst=round(max(beyond), 2),
     )
     assert kills < 50 or max(beyond) < 2.0
 
 
 async def test_a_reply_goes_on_at_the_next_engine():
-    ear = Ear()
+    listener = Listener()
     with supervised("slow", command=STAND_IN) as engine:
         async with serving() as good:
             urls = [await engine.ready(TIMEOUT_S), good.url]
@@ -164,11 +165,11 @@ async def test_a_reply_goes_on_at_the_next_engine():
                 async def connect():
                     return client
 
-                reply = asyncio.create_task(speak(connect, ear, SENTENCES))
-                await until(lambda: len(ear.pcm) > length_of(SENTENCES[0]) + FRAME, 60.0)
+                reply = asyncio.create_task(speak(connect, listener, SENTENCES))
+                await until(lambda: len(listener.pcm) > length_of(SENTENCES[0]) + FRAME)
                 engine.stop(grace=0.0)
                 await asyncio.wait_for(reply, 60.0)
-            again = [count for count in repeated(ear.pcm, SENTENCES) if count]
+            again = [count for count in repeated(listener.pcm, SENTENCES) if count]
             assert len(again) <= 1
             spoken = [text for _, text in good.engine.said]
             assert spoken == SENTENCES[len(SENTENCES) - len(spoken) :], "in their order"
@@ -177,38 +178,38 @@ async def test_a_reply_goes_on_at_the_next_engine():
 
 
 async def test_where_no_engine_comes_back_the_reply_ends_with_a_typed_error(monkeypatch):
-    monkeypatch.setattr("csm_tts_plugin.reply._RESUME_S", 0.3)
-    ear = Ear()
+    monkeypatch.setattr("csm_tts_plugin.client.reply._RESUME_S", 0.3)
+    listener = Listener()
     async with serving(StandInEngine("slow")) as server:
         async with EngineClient(server.url, timeout=TIMEOUT_S) as client:
 
             async def connect():
                 return client
 
-            reply = asyncio.create_task(speak(connect, ear, SENTENCES))
-            await until(lambda: ear.pcm)
+            reply = asyncio.create_task(speak(connect, listener, SENTENCES))
+            await until(lambda: listener.pcm)
             await server.state.drain(0.0)
             with pytest.raises(UnavailableError):
-                await asyncio.wait_for(reply, 30.0)
-        assert ear.texts == SENTENCES[:1]
+                await asyncio.wait_for(reply, LIMIT_S)
+        assert listener.texts == SENTENCES[:1]
         await server.settle()
 
 
 async def test_an_engine_lost_before_the_first_sound_is_told_at_once():
     async with serving() as server:
         server.engine.mode = "stalled"
-        ear = Ear()
+        listener = Listener()
         async with EngineClient(server.url, timeout=TIMEOUT_S) as client:
 
             async def connect():
                 return client
 
-            reply = asyncio.create_task(speak(connect, ear, SENTENCES))
+            reply = asyncio.create_task(speak(connect, listener, SENTENCES))
             await until(lambda: server.engine.utterances)
             server.state.end_sessions()
             with pytest.raises(UnavailableError):
-                await asyncio.wait_for(reply, 30.0)
-        assert ear.pcm == b""
+                await asyncio.wait_for(reply, LIMIT_S)
+        assert listener.pcm == b""
         await server.settle()
 
 
@@ -218,6 +219,6 @@ async def test_a_reply_of_the_real_engine_goes_on_after_it_was_killed():
     with supervised("tiny") as engine:
         await engine.ready(300.0)
         sentences = ["Hello there, this is the first.", "And this is the second of them."]
-        ear = await speak_and_kill(engine, sentences, [3 * FRAME])
-    assert ear.texts == sentences
-    assert len(ear.pcm) > 10 * FRAME
+        listener = await speak_and_kill(engine, sentences, [3 * FRAME])
+    assert listener.texts == sentences
+    assert len(listener.pcm) > 10 * FRAME

@@ -4,6 +4,7 @@ error, whatever goes right or wrong.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import signal
@@ -12,15 +13,16 @@ import subprocess
 import aiohttp
 import pytest
 
-from csm_tts_plugin.client import EngineClient, InlineVoice
+from csm_tts_plugin.client.engine import EngineClient, InlineVoice
 from csm_tts_plugin.config import EngineConfig
 from csm_tts_plugin.engine.core import Engine
 from csm_tts_plugin.errors import CsmError
 from tests.engine.tools import small_checkpoint
-from tests.server.conftest import listen, serving, until
+from tests.server.conftest import listen, serving
 from tests.server.test_process import command_line, line_with, process
 from tests.server.test_seed_socket import recording
 from tests.support.stand_in_engine import StandInEngine
+from tests.support.waiting import LIMIT_S, until
 
 CANARY = "zanzibar-canary"
 KEY = f"{CANARY}-key"
@@ -102,7 +104,7 @@ def real():
 async def test_no_log_and_no_error_holds_a_callers_words_or_key(make, caplog, capfd, tmp_path):
     caplog.set_level(logging.DEBUG)
     async with serving(make(), key=KEY, voices_dir=tmp_path) as server:
-        await until(lambda: server.engine.status().ready, 120.0)
+        await until(lambda: server.engine.status().ready)
         errors = [*await native(server.url), *await nonsense(server.url)]
         await until(lambda: not server.state.sessions)
     assert "conversation" in caplog.text, "logs are looked at"
@@ -122,8 +124,19 @@ async def test_a_serving_process_prints_neither_words_nor_keys(tmp_path):
         assert silent(command_line(child.pid))
         child.send_signal(signal.SIGTERM)
         try:
-            out, err = child.communicate(timeout=30)
+            out, err = child.communicate(timeout=LIMIT_S)
         except subprocess.TimeoutExpired:
             pytest.fail("it does not end")
     assert "conversation" in err, "its log is looked at"
     assert silent(out + err)
+
+
+async def test_what_is_no_http_is_not_quoted_in_the_log(caplog):
+    async with serving(key=KEY) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET /readyz HTTP/1.1\r\nAuthorization: Bearer {KEY}\x00\r\n\r\n".encode())
+        assert b"400" in await reader.readline()
+        writer.close()
+    assert "in a request" in caplog.text
+    assert KEY not in caplog.text

@@ -1,4 +1,4 @@
-"""Streams that join, leave and are cut off: nobody ever hears a frame of anybody else."""
+"""Streams join, leave and are cancelled; no stream ever gets a frame of another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.config import FRAME_SAMPLES
 from csm_tts_plugin.engine.api import Audio
 from csm_tts_plugin.errors import BusyError

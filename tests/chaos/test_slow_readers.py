@@ -1,4 +1,4 @@
-"""Readers that stall: what is kept for them is bounded, whatever they ask for, and nobody waits."""
+"""Clients that stop reading: their buffers are bounded, and other clients do not wait."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.config import Limits
 from tests.chaos.figures import record, resident, slope
-from tests.server.conftest import limits_of, listen, serving, until
+from tests.server.conftest import limits_of, listen, serving
 from tests.server.raw import deaf, frame, opened, raw
 from tests.support.stand_in_engine import StandInEngine, frames_of
+from tests.support.waiting import until
 
 LINE = "It is a fine day to be heard from start to end."
 MIB = 2**20
@@ -89,7 +90,7 @@ async def stalled(server):
     """A reader that stalls, and its session."""
     before = set(server.state.sessions)
     plain = await asyncio.to_thread(deaf, server, 60)
-    await until(lambda: any(one.speaking for one in server.state.sessions - before), 300.0)
+    await until(lambda: any(one.speaking for one in server.state.sessions - before), limit_s=300.0)
     (session,) = (one for one in server.state.sessions - before if one.speaking)
     return plain, session
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import random
 import threading
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 
 from csm_tts_plugin.config import EngineConfig
 from csm_tts_plugin.engine.loading import load_checkpoint
-from csm_tts_plugin.generator import Generator, load_csm_1b
-from tests.engine.speaking import inputs_of, turn
-from tests.engine.tools import noise, small_checkpoint, started
+from tests.engine.tools import small_checkpoint, started
 
 torch.set_num_threads(1)
 
@@ -48,44 +44,8 @@ def seed(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def no_threads_left():
-    """Whoever starts an engine stops it."""
+    """Starts engines and stops them after the test."""
     before = set(threading.enumerate())
     yield
     left = [t for t in threading.enumerate() if t not in before and t.name == "csm-engine"]
     assert not left
-
-
-@pytest.fixture(scope="session")
-def speaker(small):
-    """The library's generator, with a model that hardly ever ends by itself."""
-    return Generator(small.model, small.processor, "cpu")
-
-
-@pytest.fixture(scope="session")
-def tiny_speaker():
-    return load_csm_1b("tiny")
-
-
-@pytest.fixture(scope="session")
-def inputs(small):
-    """What the processor makes of two references of odd lengths, then a text."""
-    return inputs_of(
-        small,
-        turn("first words", noise(0.71, 1)),
-        turn("other words", noise(1.13, 2), "1"),
-        turn("say this"),
-    )
-
-
-@pytest.fixture(scope="session")
-def words(small):
-    """A text alone."""
-    return inputs_of(small, turn("say this"))
-
-
-@pytest.fixture
-def wav(tmp_path):
-    """A reference at another rate, in stereo."""
-    path = tmp_path / "reference1.wav"
-    soundfile.write(path, np.stack([noise(2.0, 5)] * 2, axis=1), 32_000)
-    return path

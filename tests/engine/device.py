@@ -1,4 +1,4 @@
-"""A device of numbers: it does what a scheduler plans and checks what no plan may do."""
+"""A device without tensors: it runs the scheduler's plans and checks their invariants."""
 
 from __future__ import annotations
 
@@ -21,11 +21,26 @@ class Device:
     look at the same things.
     """
 
-    def __init__(self, slots: int, queue: int, rows: int, sizes: list[int] | None = None) -> None:
-        """`sizes`: a step runs over one of these numbers of rows."""
+    def __init__(
+        self,
+        slots: int,
+        queue: int,
+        rows: int,
+        sizes: list[int] | None = None,
+        *,
+        by_index: bool = False,
+    ) -> None:
+        """`sizes`: a step runs over one of these numbers of rows. `by_index`: over any rows."""
+        self.by_index = by_index
         self.sizes = sizes or list(range(1, slots + 1))
         self.scheduler = Scheduler(
-            slots=slots, queue=queue, rows=rows, piece=PIECE, max_lead_s=LEAD, pad=self.padded
+            slots=slots,
+            queue=queue,
+            rows=rows,
+            piece=PIECE,
+            max_lead_s=LEAD,
+            pad=self.padded,
+            by_index=by_index,
         )
         self.slots, self.queue = slots, queue
         self.rows: list[str | None] = [None] * rows
@@ -115,15 +130,22 @@ class Device:
     def _carry_out(self, plan: Plan) -> None:
         for a, b in plan.swaps:
             self.rows[a], self.rows[b] = self.rows[b], self.rows[a]
-        if plan.read is not None:
-            seat, count = plan.read.seat, plan.read.count
-            assert 0 < count <= min(PIECE, seat.unread)
+        assert sum(read.count for read in plan.reads) <= PIECE
+        assert len({id(read.seat) for read in plan.reads}) == len(plan.reads)
+        for read in plan.reads:
+            seat, count = read.seat, read.count
+            assert 0 < count <= seat.unread
             assert self.rows[seat.row] == seat.id
             self.held[seat.id] += count
-            self.scheduler.read_done(plan.read)
+            self.scheduler.read_done(read)
             assert seat.unread == self._pending(seat)
-        assert [seat.row for seat in plan.step] == list(range(len(plan.step)))
-        padding = range(len(plan.step), self.padded(len(plan.step)) if plan.step else 0)
+        stepped = [seat.row for seat in plan.step]
+        if self.by_index:
+            assert not plan.swaps
+            assert stepped == sorted(set(stepped))
+            stepped = []
+        assert stepped == list(range(len(stepped)))
+        padding = range(len(stepped), self.padded(len(stepped)) if stepped else 0)
         bystanders = [self.seats[self.rows[row]] for row in padding if self.rows[row] is not None]
         assert not any(s.jobs and s.jobs[0].state is State.SPEAKING for s in bystanders)
         for seat in plan.step:
@@ -133,7 +155,9 @@ class Device:
             self.length[seat.id] += 1
             self.held[seat.id] += 1
             self.frames[seat.jobs[0].id] += 1
-            self.scheduler.frame_made(seat, self.now)
+            self.scheduler.frame_drawn(seat)
+            self.scheduler.frames_decoding(seat, 1)
+            self.scheduler.frame_delivered(seat, self.now)
             if seat.jobs[0].live:
                 assert seat.play_end - self.now <= LEAD + FRAME_SECONDS + 1e-9
 

@@ -1,4 +1,4 @@
-"""Voices, turns, and a call that outlasts the model's context."""
+"""Voices, turns, and calls that are longer than the model's context."""
 
 from __future__ import annotations
 
@@ -103,14 +103,15 @@ def test_a_turn_too_long_for_the_context_is_left_out_and_the_call_goes_on(hand):
     spoken(hand, conversation)
 
 
-def test_a_turn_that_cannot_be_written_takes_no_other_along(hand):
+def test_marks_in_a_turn_are_left_out_and_take_no_other_turn_along(hand):
     conversation = hand.engine.open()
     hand.engine.add_turn(conversation, Turn("someone", "before"))
     hand.engine.add_turn(conversation, Turn("someone", "a mark <|AUDIO|> in it"))
     hand.engine.add_turn(conversation, Turn("someone", "after"))
     hand.run()
     writer = hand.engine._writer
-    expected = np.concatenate([writer.turn(1, "before"), writer.turn(1, "after")])
+    texts = ("before", "a mark   in it", "after")
+    expected = np.concatenate([writer.turn(1, text) for text in texts])
     np.testing.assert_array_equal(hand.log(conversation), expected)
     assert hand.engine.status().ready
 

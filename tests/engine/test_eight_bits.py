@@ -1,4 +1,4 @@
-"""The depth decoder in 8 bits: near the same numbers, and nothing else changed."""
+"""The depth decoder in 8 bits: close to the exact numbers, and nothing else changes."""
 
 from __future__ import annotations
 

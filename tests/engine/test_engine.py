@@ -1,4 +1,4 @@
-"""What many callers may rely on: cancels, refusals, failures that stay with whom they belong to."""
+"""The engine with many callers: cancels, refusals, and failures of single streams."""
 
 from __future__ import annotations
 

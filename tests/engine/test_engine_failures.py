@@ -1,4 +1,4 @@
-"""What is refused, what fails, and that nobody else notices."""
+"""Refused and failed requests do not affect other streams."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_text_longer_than_the_context_fails_alone(small):
 def test_speech_ends_where_the_context_does(small):
     """The prompt leaves 20 frames of room: no more are made, and none is lost."""
     hand = ByHand(small, slots=1, queue=0)
-    taken = len(hand.engine._writer.turn(0, ""))
+    taken = len(hand.engine._writer.turn(0, "y")) - 1
     heard = say(hand.engine, hand.engine.open(), "y" * (512 - 21 - taken))
     hand.run()
     assert (heard.frames(), heard.reason) == (20, Reason.LENGTH)
@@ -183,11 +183,12 @@ def test_settings_that_cannot_work_are_said_before_anything_is_loaded(settings):
 # Failing
 
 
-def _speaking(hand: ByHand, count: int, texts=TEXTS) -> list[tuple[str, Heard]]:
+def _speaking(hand: ByHand, count: int, texts=TEXTS, max_seconds=0.96) -> list[tuple[str, Heard]]:
     streams = []
     for text in texts[:count]:
         conversation = hand.engine.open()
-        streams.append((conversation, say(hand.engine, conversation, text, max_seconds=0.96)))
+        heard = say(hand.engine, conversation, text, max_seconds=max_seconds)
+        streams.append((conversation, heard))
     while not all(len(heard.audio) >= 2 for _, heard in streams):
         hand.round()
     return streams
@@ -256,29 +257,38 @@ def test_nan_left_in_a_row_harms_nobody_who_gets_it_next(small):
         np.testing.assert_array_equal(after.codes, alone(small, TEXTS[number], 10))
 
 
-def test_sound_that_is_not_finite_is_never_handed_out(small):
+@pytest.mark.parametrize("wrong", [0, 3, 7])
+def test_sound_that_is_not_finite_is_never_handed_out(small, wrong):
+    """What came before it is, wherever in a chunk it stands."""
     hand = ByHand(small, slots=2, queue=0)
-    (bad, heard), (_, beside) = _speaking(hand, 2)
-    row, original = hand.seat(bad).row, hand.runner.draw
+    (bad, heard), (_, beside) = _speaking(hand, 2, max_seconds=4.0)
+    codec, before = hand.codec, 0
+    row, original = hand.engine._conversations[bad].speaking.row, codec.decoder.decode
 
-    def spoilt(*arguments):
-        frame = original(*arguments)
-        frame.samples[row] = np.nan
-        hand.runner.draw = original
-        return frame
+    def spoilt(codes, rows):
+        nonlocal before
+        sound = original(codes, rows)
+        if row in rows and codes.shape[2] == 8:
+            before = codec.decoder.frames[row] - 8
+            sound[rows.index(row), wrong * 1920 + 5] = np.nan
+            codec.decoder.decode = original
+        return sound
 
-    hand.runner.draw = spoilt
+    codec.decoder.decode = spoilt
     hand.run()
     assert isinstance(heard.end.error, NumericError)
-    np.testing.assert_array_equal(beside.codes, alone(small, TEXTS[1], 12))
+    assert heard.frames() == before + wrong
+    assert len(beside.codes) > before + 8
+    np.testing.assert_array_equal(beside.codes, alone(small, TEXTS[1], len(beside.codes)))
 
 
 @pytest.mark.parametrize("step", [1, 2, 7])
-@pytest.mark.parametrize("part", ["draw", "advance", "read"])
+@pytest.mark.parametrize("part", ["draw", "advance", "read_all", "decode"])
 def test_a_step_that_raises_fails_everybody_typed_and_the_engine_says_so(small, part, step, caplog):
     engine = started(small, slots=2, queue=4)
-    runner = engine._rounds._runner
-    original, calls = getattr(runner, part), 0
+    rounds = engine._rounds
+    device = rounds._delivery._codec if part == "decode" else rounds._runner
+    original, calls = getattr(device, part), 0
 
     def breaking(*arguments):
         nonlocal calls
@@ -287,7 +297,7 @@ def test_a_step_that_raises_fails_everybody_typed_and_the_engine_says_so(small, 
             raise RuntimeError("device lost")
         return original(*arguments)
 
-    setattr(runner, part, breaking)
+    setattr(device, part, breaking)
     conversations = [engine.open() for _ in range(5)]
     heard = []
     for conversation in conversations:
@@ -329,15 +339,16 @@ def test_the_end_frame_is_neither_heard_nor_counted():
     checkpoint = small_checkpoint(3)
     hand = ByHand(checkpoint, slots=2, queue=0)
     heard = say(hand.engine, hand.engine.open(), "Until it ends.", max_seconds=4.0)
-    while len(heard.audio) < 5:
+    while hand.drawn_of(heard) < 7:
         hand.round()
+    assert len(heard.audio) < 7, "some of it is drawn and not decoded"
     # With all scores alike, the first code wins in every codebook: the end.
     hand.runner.weights.lm_head.zero_()
     for head in hand.runner.weights.depth_heads:
         head.zero_()
     hand.run()
     assert isinstance(heard.end, Done)
-    assert (heard.reason, heard.end.frames, heard.frames()) == (Reason.END, 5, 5)
+    assert (heard.reason, heard.end.frames, heard.frames()) == (Reason.END, 7, 7)
     assert all(codes[:-1].any() for codes in heard.codes)
 
 

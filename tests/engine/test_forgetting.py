@@ -1,4 +1,4 @@
-"""A voice that was deleted leaves nothing in the engine, whoever speaks in it at the time."""
+"""A deleted voice leaves nothing in the engine, even while it is in use."""
 
 from __future__ import annotations
 

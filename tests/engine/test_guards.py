@@ -1,4 +1,4 @@
-"""Speech that does not end by itself is ended, and the reason is said."""
+"""Guards end speech that does not end by itself, and report the reason."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from csm_tts_plugin.engine.api import Reason
 from csm_tts_plugin.engine.guards import Guard, frames_for
 from tests.engine.tools import ByHand, say
 
-LOUD = np.full(1920, 0.1, np.float32)
-QUIET = np.full(1920, 1e-4, np.float32)
+LOUD, QUIET = 0.1, 1e-4
 THREE_SECONDS = 38
 """Frames: the first number of them that lasts three seconds."""
 
@@ -21,8 +20,10 @@ def codes(number: int) -> np.ndarray:
 
 def run(guard: Guard, frames) -> tuple[int, Reason | None]:
     """After how many frames it ended, and why."""
-    for count, (number, samples) in enumerate(frames, start=1):
-        reason = guard.check(codes(number), samples)
+    for count, (number, level) in enumerate(frames, start=1):
+        if guard.is_silent(level):
+            return count, Reason.SILENCE
+        reason = guard.drawn(codes(number))
         if reason is not None:
             return count, reason
     return count, None

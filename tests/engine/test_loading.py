@@ -1,4 +1,4 @@
-"""A model that cannot be had is said in one line: which, why, and what to do."""
+"""A model that cannot be loaded gives one line: which model, why, and the remedy."""
 
 from __future__ import annotations
 

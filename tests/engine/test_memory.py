@@ -1,4 +1,4 @@
-"""Nothing grows with the number of utterances that were spoken."""
+"""Memory does not grow with the number of utterances."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_a_position_takes_its_keys_and_values_and_nothing_else():
     state = FrameState(PackedCsm(model), rows=2, context=64)
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     assert state.bytes_per_position() == numbers * 4
-    caches = sum(t.numel() * t.element_size() for t in (*state.keys, *state.values))
-    assert caches == state.bytes_per_position() * 2 * (64 + 1)
+    caches = state.memory.numel() * state.memory.element_size()
+    assert caches == state.bytes_per_position() * 2 * (64 + 8)
 
 
 def test_the_check_sees_one_turn_that_stays():

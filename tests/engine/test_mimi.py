@@ -1,4 +1,4 @@
-"""Decoding a piece at a time gives the samples of one decode of the whole, row by row."""
+"""Decoding in pieces gives the samples of one decode of the whole, row by row."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import MimiModel
 
+from csm_tts_plugin.engine import mimi
+from csm_tts_plugin.engine.codec_layers import Rows
 from csm_tts_plugin.engine.mimi import MimiDecoder
 from tests.support.models import small_mimi_config, small_model
 
@@ -65,46 +67,60 @@ def test_any_split_equals_one_decode_of_the_whole(codec, most, seed):
     decoder = MimiDecoder(codec, rows=1, max_frames=most)
     codes = some_codes(codec, LONG, rng)
     parts = torch.split(codes, pieces(LONG, most, rng), dim=1)
-    sound = torch.cat([decoder(part[None])[0] for part in parts])
+    sound = torch.cat([decoder.decode(part[None], [0])[0] for part in parts])
     assert_same(sound, offline(codec, codes))
 
 
-def test_rows_of_different_ages_do_not_touch_each_other(codec, seed):
-    """Each step takes a random number of the first rows, as when streams join and leave."""
+@pytest.mark.parametrize("device", ["host", "device"])
+def test_chunks_of_any_rows_in_any_order_do_not_touch_each_other(codec, device, seed):
+    """Each call takes some rows, as their streams are due, and so many frames of each. `device`: as
+    a captured graph does it, to which rows and positions are numbers on the device."""
     rng = np.random.default_rng(seed)
-    rows = 4
-    decoder = MimiDecoder(codec, rows)
+    rows = 5
+    decoder = MimiDecoder(codec, rows, max_frames=4)
     codes = [some_codes(codec, LONG, rng) for _ in range(rows)]
     heard: list[list[torch.Tensor]] = [[] for _ in range(rows)]
-    for _ in range(LONG):
-        batch = int(rng.integers(1, rows + 1))
-        step = torch.stack([codes[row][:, len(heard[row])] for row in range(batch)])
-        for row, sound in enumerate(decoder(step[:, :, None])):
+    for _ in range(4 * LONG):
+        frames = int(rng.choice([1, 2, 4]))
+        left = [row for row in range(rows) if LONG - decoder.frames[row] >= frames]
+        if not left:
+            continue
+        some = rng.permutation(left)[: rng.integers(1, len(left) + 1)].tolist()
+        at = [decoder.frames[row] for row in some]
+        step = torch.stack([codes[row][:, a : a + frames] for row, a in zip(some, at, strict=True)])
+        if device == "host":
+            sounds = decoder.decode(step, some)
+        else:
+            starts = torch.tensor([decoder.begin(row) for row in some])
+            with torch.no_grad():
+                sounds = decoder(step, Rows(torch.tensor(some)), starts)
+            decoder.count(some, frames)
+        for row, sound in zip(some, sounds, strict=True):
             heard[row].append(sound)
-    assert len({len(row) for row in heard}) > 1, "the ages must differ"
+    assert min(decoder.frames) >= LONG - 3
     for row in range(rows):
-        if heard[row]:
-            # Causal: what was heard so far is the beginning of the whole.
-            sound = torch.cat(heard[row])
-            assert_same(sound, offline(codec, codes[row])[: len(sound)])
+        # Causal: what was heard so far is the beginning of the whole.
+        sound = torch.cat(heard[row])
+        assert_same(sound, offline(codec, codes[row])[: len(sound)])
 
 
-def test_swapped_rows_go_on_where_they_were(codec, seed):
-    rng = np.random.default_rng(seed)
-    decoder = MimiDecoder(codec, rows=3)
-    codes = [some_codes(codec, LONG, rng) for _ in range(3)]
-    place = [0, 1, 2]
-    heard: list[list[torch.Tensor]] = [[], [], []]
-    for frame in range(LONG):
-        if rng.random() < 0.3:
-            a, b = (int(row) for row in rng.choice(3, 2, replace=False))
-            decoder.swap(a, b)
-            place[a], place[b] = place[b], place[a]
-        step = torch.stack([codes[stream][:, frame] for stream in place])
-        for stream, sound in zip(place, decoder(step[:, :, None]), strict=True):
-            heard[stream].append(sound)
-    for stream in range(3):
-        assert_same(torch.cat(heard[stream]), offline(codec, codes[stream]))
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_last_layers_in_tiles_sound_as_without(codec, batch, monkeypatch, seed):
+    codes = torch.stack([some_codes(codec, 8, np.random.default_rng(seed))] * batch)
+    expected = offline(codec, codes[0])
+    for tile in (1, 2, 3, 24):
+        monkeypatch.setattr(mimi, "_TILE", tile)
+        decoder = MimiDecoder(codec, batch)
+        for sound in decoder.decode(codes, list(range(batch))):
+            assert_same(sound, expected)
+
+
+def test_transformers_own_decode_still_works_on_the_shared_weights():
+    fresh, shared = awake(small_model(12).codec_model), awake(small_model(12).codec_model)
+    shared.load_state_dict(fresh.state_dict())
+    MimiDecoder(shared, rows=1)
+    codes = some_codes(fresh, 6, np.random.default_rng(0))
+    assert_same(offline(shared, codes), offline(fresh, codes))
 
 
 def test_a_row_that_was_reset_begins_from_silence_and_others_go_on(codec, seed):
@@ -117,7 +133,7 @@ def test_a_row_that_was_reset_begins_from_silence_and_others_go_on(codec, seed):
         if frame == cut:
             decoder.reset(0)
         mine = old[:, frame] if frame < cut else new[:, frame - cut]
-        sound = decoder(torch.stack([mine, other[:, frame]])[:, :, None])
+        sound = decoder.decode(torch.stack([mine, other[:, frame]])[:, :, None], [0, 1])
         (first if frame < cut else second).append(sound[0])
         beside.append(sound[1])
     assert_same(torch.cat(second), offline(codec, new[:, : LONG - cut]))
@@ -134,7 +150,7 @@ def test_key_heads_that_serve_several_query_heads(seed):
     codes = some_codes(codec, LONG, rng)
     decoder = MimiDecoder(codec, rows=1, max_frames=3)
     parts = torch.split(codes, pieces(LONG, 3, rng), dim=1)
-    sound = torch.cat([decoder(part[None])[0] for part in parts])
+    sound = torch.cat([decoder.decode(part[None], [0])[0] for part in parts])
     assert_same(sound, offline(codec, codes))
 
 
@@ -150,5 +166,6 @@ def test_the_real_codec_of_csm_tiny_streams_without_a_seam(tiny, seed):
     codec = tiny.model.codec_model
     codes = some_codes(codec, 12, np.random.default_rng(seed))
     decoder = MimiDecoder(codec, rows=1)
-    sound = torch.cat([decoder(codes[None, :, frame : frame + 1])[0] for frame in range(12)])
+    frames = (codes[None, :, frame : frame + 1] for frame in range(12))
+    sound = torch.cat([decoder.decode(frame, [0])[0] for frame in frames])
     assert_same(sound, offline(codec, codes))

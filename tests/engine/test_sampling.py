@@ -1,4 +1,4 @@
-"""Codes are drawn from transformers' distribution, and reproducibly."""
+"""Codes are sampled reproducibly from transformers' distribution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from csm_tts_plugin.engine import sampling as drawing
 from csm_tts_plugin.engine.api import Sampling
 from csm_tts_plugin.engine.defaults import SamplingDefaults
 from csm_tts_plugin.engine.runner import Draw
-from csm_tts_plugin.engine.sampling import Sampler, SamplingRows, gumbel, noise_keys
+from csm_tts_plugin.engine.sampling import Sampler, SamplingRows, gumbel, mixed, noise_keys
 from tests.engine.tools import (
     ByHand,
     Rows,
@@ -35,7 +35,7 @@ def rows_of(
     rows = SamplingRows.empty(batch, torch.device("cpu"))
     rows.temperature.fill_(temperature)
     rows.top_k.fill_(top_k)
-    rows.seed.fill_(seed)
+    rows.seed.fill_(mixed(seed))
     rows.frame.copy_(torch.arange(frame, frame + batch))
     return rows
 
@@ -103,7 +103,7 @@ def test_part_of_the_candidates_is_enough_for_a_smaller_top_k():
 def uniform_noise(keys: torch.Tensor, candidates: int) -> np.ndarray:
     """Gumbel noise taken back to numbers in (0, 1)."""
     index = torch.arange(candidates).expand(len(keys), -1)
-    return torch.exp(-torch.exp(-gumbel(keys[:, None], index).double())).numpy()
+    return torch.exp(-torch.exp(-gumbel(keys[:, None], index * drawing._CODE).double())).numpy()
 
 
 @pytest.mark.parametrize("along", ["frames", "codebooks", "seeds", "candidates"])
@@ -113,7 +113,8 @@ def test_noise_is_uniform_and_uncorrelated_in_every_direction(along):
     if along == "frames":
         keys = noise_keys(torch.full((count,), 5), numbers, 4)[:, 1]
     elif along == "seeds":
-        keys = noise_keys(numbers, torch.full((count,), 3), 4)[:, 2]
+        seeds = torch.tensor([mixed(number) for number in range(count)])
+        keys = noise_keys(seeds, torch.full((count,), 3), 4)[:, 2]
     elif along == "codebooks":
         keys = noise_keys(torch.tensor([17]), torch.tensor([4]), count)[0]
     else:
@@ -137,7 +138,8 @@ def test_noise_is_finite_at_both_ends(monkeypatch):
 
 
 def test_large_seeds_and_small_ones_are_all_different():
-    seeds = torch.tensor([0, 1, 2, 2**31, 2**32, 2**32 + 1, 2**62, 2**63 - 1])
+    many = (0, 1, 2, 2**31, 2**32, 2**32 + 1, 2**62, 2**63 - 1)
+    seeds = torch.tensor([mixed(seed) for seed in many])
     keys = noise_keys(seeds, torch.zeros_like(seeds), 4)
     assert len(set(keys[:, 0].tolist())) == len(seeds)
     assert ((keys >= 0) & (keys < 2**32)).all()

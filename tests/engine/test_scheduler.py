@@ -1,4 +1,4 @@
-"""The scheduler's promises under random traffic, without a tensor in sight."""
+"""The scheduler's invariants under random traffic, without tensors."""
 
 from __future__ import annotations
 
@@ -28,12 +28,17 @@ class Traffic(RuleBasedStateMachine):
     """Arrivals, cancels, ends, turns and hang-ups in any order."""
 
     @initialize(
-        slots=st.integers(1, 4), queue=st.integers(0, 4), spare=st.integers(0, 3), pad=st.booleans()
+        slots=st.integers(1, 4),
+        queue=st.integers(0, 4),
+        spare=st.integers(0, 3),
+        pad=st.booleans(),
+        by_index=st.booleans(),
     )
-    def build(self, slots, queue, spare, pad):
+    def build(self, slots, queue, spare, pad, by_index):
         # Padded steps need room to move others out of their way.
         sizes = [slots] if pad else None
-        self.device = Device(slots, queue, 2 * slots if pad else slots + spare, sizes)
+        rows = 2 * slots if pad else slots + spare
+        self.device = Device(slots, queue, rows, sizes, by_index=by_index)
 
     def _pick(self, index: int, seats: list[Seat] | None = None) -> Seat:
         seats = list(self.device.seats.values()) if seats is None else seats

@@ -1,4 +1,4 @@
-"""The scheduler's single promises, each by itself."""
+"""The scheduler's invariants, one at a time."""
 
 from __future__ import annotations
 
@@ -69,16 +69,17 @@ def test_further_sentences_of_a_busy_conversation_take_no_further_place():
         device.say(device.open())
 
 
-def test_a_reply_under_way_goes_before_new_ones():
+@pytest.mark.parametrize("more", [True, False], ids=["under way", "finished"])
+def test_a_reply_under_way_goes_before_new_ones_and_a_finished_one_waits_its_turn(more):
     device = Device(slots=1, queue=5, rows=3)
     first, other = device.open(), device.open()
-    job = device.say(first, more=True)
+    job = device.say(first, more=more)
     device.round()
     device.say(other)
     device.say(first)
     device.end(first, job)
     device.round()
-    assert device.speaking() == [first]
+    assert device.speaking() == [first if more else other]
 
 
 def test_a_reply_under_way_is_let_in_where_new_ones_are_refused():
@@ -107,18 +108,6 @@ def test_replies_under_way_are_not_let_in_without_bound():
         device.say(seat, more=True)
     with pytest.raises(BusyError):
         device.say(begun[2], more=True)
-
-
-def test_a_finished_reply_waits_its_turn_again():
-    device = Device(slots=1, queue=5, rows=3)
-    first, other = device.open(), device.open()
-    job = device.say(first, more=False)
-    device.round()
-    device.say(other)
-    device.say(first)
-    device.end(first, job)
-    device.round()
-    assert device.speaking() == [other]
 
 
 def test_conversations_start_in_the_order_of_their_arrival():
@@ -157,10 +146,27 @@ def test_prompts_are_read_in_pieces_while_others_speak():
     device.say(reader, prompt=PIECE * 3 + 1)
     for piece in (PIECE, PIECE, PIECE, 1):
         plan = device.round()
-        assert plan.read is not None
-        assert (plan.read.seat, plan.read.count) == (reader, piece)
+        assert [(read.seat, read.count) for read in plan.reads] == [(reader, piece)]
         assert speaker in plan.step, "nobody misses a frame for another's prompt"
     assert reader in plan.step, "the first frame comes with the last piece"
+
+
+def test_several_prompts_share_what_a_round_may_read():
+    """Else as many rounds pass as there are callers before the last of them is heard."""
+    device = Device(slots=5, queue=0, rows=5)
+    speaker = device.open()
+    device.say(speaker, live=False)
+    device.round()
+    seats = [device.open() for _ in range(4)]
+    for seat in seats:
+        device.say(seat, prompt=PIECE // 2 - 1, live=False)
+    plan = device.round()
+    counts = [(read.seat, read.count) for read in plan.reads]
+    assert counts == [(seats[0], PIECE // 2 - 1), (seats[1], PIECE // 2 - 1), (seats[2], 2)]
+    assert set(map(id, plan.step)) == set(map(id, [speaker, seats[0], seats[1]]))
+    plan = device.round()
+    assert [read.seat for read in plan.reads] == seats[2:]
+    assert set(map(id, plan.step)) == set(map(id, [speaker, *seats]))
 
 
 def test_a_live_stream_rests_at_its_lead_and_goes_on_when_played():

@@ -1,4 +1,4 @@
-"""Greedy codes are those of transformers' `generate`, in float32, whatever happens around them."""
+"""Greedy codes equal those of transformers' `generate` in float32, also beside other streams."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from csm_tts_plugin.engine.api import Reason, Turn, VoicePrompt
+from csm_tts_plugin.engine.steps import CudaSteps
 from tests.engine.tools import (
     ByHand,
     Rows,
@@ -39,6 +40,21 @@ def test_frames_equal_generate_after_a_prompt_read_in_random_pieces(weights, tur
     np.testing.assert_array_equal(codes, expected)
 
 
+def test_prompts_read_in_one_pass_are_each_what_generate_reads(seed):
+    """Pieces of different lengths at different places, one of them the second half of a prompt."""
+    model, rng = small_model(6), np.random.default_rng(seed)
+    prompts = [random_positions(model, rng, turns) for turns in (1, 3, 2)]
+    rows, half = Rows(model, 4), len(prompts[1]) // 2
+    rows.runner.read(2, 0, prompts[1][:half])
+    rows.runner.read_all([(0, 0, prompts[0]), (2, half, prompts[1][half:]), (1, 0, prompts[2])])
+    for row, stream in enumerate((0, 2, 1)):
+        rows.valid[row] = len(prompts[stream])
+        rows.start(row)
+    codes = np.stack([rows.step(3) for _ in range(10)])
+    for row, stream in enumerate((0, 2, 1)):
+        np.testing.assert_array_equal(codes[:, row], truth(model, prompts[stream], 10))
+
+
 def test_more_codebooks_and_other_sizes_equal_generate(seed):
     model, rng = small_model(7, codebooks=9, codes=32), np.random.default_rng(seed)
     positions = random_positions(model, rng, 3)
@@ -47,6 +63,20 @@ def test_more_codebooks_and_other_sizes_equal_generate(seed):
     rows.start(0)
     codes = np.stack([rows.step(1)[0] for _ in range(12)])
     np.testing.assert_array_equal(codes, truth(model, positions, 12))
+
+
+def test_steps_as_cuda_devices_take_them_equal_generate(seed):
+    """The same in PyTorch, with fewer kernels: rotations within the products, one cache."""
+    model, rng = small_model(7, codebooks=6), np.random.default_rng(seed)
+    prompts = [random_positions(model, rng, turns) for turns in (3, 1, 2)]
+    rows = Rows(model, 3)
+    rows.runner.steps = CudaSteps(rows.runner.weights)
+    for row, positions in enumerate(prompts):
+        rows.read(row, positions, rng)
+        rows.start(row)
+    codes = np.stack([rows.step(3) for _ in range(12)])
+    for row, positions in enumerate(prompts):
+        np.testing.assert_array_equal(codes[:, row], truth(model, positions, 12))
 
 
 def test_packing_leaves_the_model_of_transformers_as_it_was(seed):

@@ -1,4 +1,4 @@
-"""Another voice within a call: what it costs, and what is left of the one before."""
+"""A change of voice within a call: its cost, and that the old voice is released."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def hand(small):
 def read(hand, monkeypatch):
     """How many positions the device has read, by the prompt's pieces."""
     counts = []
-    original = hand.runner.read
+    original = hand.runner.read_all
 
-    def reading(row, start, positions):
-        counts.append(len(positions))
-        original(row, start, positions)
+    def reading(prompts):
+        counts.extend(len(positions) for _, _, positions in prompts)
+        original(prompts)
 
-    monkeypatch.setattr(hand.runner, "read", reading)
+    monkeypatch.setattr(hand.runner, "read_all", reading)
     return counts
 
 

@@ -27,6 +27,7 @@ from csm_tts_plugin.engine.context import Positions, end_frame, frame_positions,
 from csm_tts_plugin.engine.core import Engine
 from csm_tts_plugin.engine.loading import TINY_FOLDER, Checkpoint
 from csm_tts_plugin.engine.runner import Draw, Runner
+from csm_tts_plugin.engine.sound import Codec
 from tests.support.models import small_model
 
 GREEDY = Sampling(temperature=0.0)
@@ -230,6 +231,8 @@ def say(engine: Engine, conversation: str, text: str = "Hello there.", **options
 
 
 def started(checkpoint: Checkpoint, *, limits: Limits | None = None, **settings: Any) -> Engine:
+    """Ready to speak; it reads all that fits, as transformers does, and is not marked."""
+    settings = {"whole_context": True, "watermark": "off", **settings}
     engine = Engine(
         EngineConfig(model="small", threads=1, **settings), limits=limits, checkpoint=checkpoint
     )
@@ -248,6 +251,7 @@ class ByHand:
         self, checkpoint: Checkpoint, limits: Limits | None = None, **settings: Any
     ) -> None:
         self.now = 1_000.0
+        settings.setdefault("watermark", "off")
         config = EngineConfig(model="small", threads=1, **settings)
         self.engine = Engine(config, limits=limits, checkpoint=checkpoint)
         self.engine._load()
@@ -260,6 +264,10 @@ class ByHand:
     def runner(self) -> Runner:
         return self.rounds._runner
 
+    @property
+    def codec(self) -> Codec:
+        return self.rounds._delivery._codec
+
     def monotonic(self) -> float:
         return self.now
 
@@ -268,6 +276,7 @@ class ByHand:
         with (
             mock.patch("csm_tts_plugin.engine.core.time", self),
             mock.patch("csm_tts_plugin.engine.rounds.time", self),
+            mock.patch("csm_tts_plugin.engine.delivery.time", self),
         ):
             return self.engine._round()
 
@@ -282,7 +291,7 @@ class ByHand:
         raise AssertionError("the engine never came to rest")
 
     def free(self) -> bool:
-        """Nobody speaks or waits, and no utterance is held anywhere."""
+        """Whether no stream speaks or waits and no utterance is held."""
         status = self.engine.status()
         held = [c for c in self.engine._conversations.values() if c.utterances or c.seat.jobs]
         return not (status.speaking or status.queued or held)
@@ -298,6 +307,13 @@ class ByHand:
         context = self.context(conversation)
         parts = [context.voice, *(part for turn in context.turns for part in turn)]
         return np.concatenate(parts)
+
+    def drawn_of(self, heard: Heard) -> int:
+        """Frames drawn of an utterance that is spoken, of which some may not have been heard."""
+        for conversation in self.engine._conversations.values():
+            if (utterance := conversation.utterances.get(heard.id)) is not None:
+                return utterance.drawn
+        raise AssertionError("it is over")
 
     def asked(self, conversation: str, text: str) -> Positions:
         """What the model read before it said `text`, its only words in this conversation; of what

@@ -1,4 +1,4 @@
-"""The plugin against the real server with a stand-in engine behind it; nothing may be left over."""
+"""The plugin with the real server and a stand-in engine; no task or socket may be left over."""
 
 from __future__ import annotations
 

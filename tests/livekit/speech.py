@@ -1,4 +1,4 @@
-"""What the tests of the plugin say, hear and look at."""
+"""Shared helpers of the plugin's tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from csm_tts_plugin.tts import TTS
 from tests.server.conftest import pitch
 from tests.support.stand_in_engine import StandInEngine, pitch_of
 
-PATIENT = APIConnectOptions(max_retry=0, timeout=20.0)
+PATIENT = APIConnectOptions(max_retry=0, timeout=120.0)
 
 
 class RecordingEngine(StandInEngine):

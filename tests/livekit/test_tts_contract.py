@@ -1,11 +1,11 @@
-"""What LiveKit's own test-suite asserts of every text-to-speech, asserted of ours."""
+"""The assertions of LiveKit's own TTS test suite, applied to this plugin."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
-import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,15 +20,17 @@ from livekit.agents import (
 from csm_tts_plugin.errors import BusyError, EngineError
 from csm_tts_plugin.tts import TTS
 from tests.livekit.speech import PATIENT, Events, drain, speak
-from tests.server.conftest import serving, until
+from tests.server.conftest import serving
 from tests.support import stand_in_engine
 from tests.support.stand_in_engine import frames_of
+from tests.support.waiting import until
 
 WAYS = ["stream", "synthesize"]
 TEXT = "This is a first sentence. And this is quite another one, which goes on."
 FIRST, SECOND = "This is a first sentence.", "And this is quite another one, which goes on."
 FRAMES = frames_of(FIRST) + frames_of(SECOND)
-HASTY = APIConnectOptions(max_retry=3, retry_interval=0.01, timeout=0.3)
+HASTY = APIConnectOptions(max_retry=3, retry_interval=0.01, timeout=120.0)
+"""Tries again at once; where a test is not about that, nothing comes too late."""
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -100,12 +102,8 @@ async def test_a_picture_in_a_reply_costs_neither_the_reply_nor_its_transcript(s
 @pytest.mark.parametrize("how", WAYS)
 async def test_a_stalled_engine_is_a_timeout(server, speaker, events, how):
     server.engine.mode = "stalled"
-    began = time.monotonic()
     with pytest.raises(APITimeoutError):
-        await speak(speaker, TEXT, how=how, options=APIConnectOptions(max_retry=0, timeout=2.5))
-    seconds = time.monotonic() - began
-    print(f"timeout of 2.5 s came after {seconds:.2f} s")
-    assert seconds > 1.5
+        await speak(speaker, TEXT, how=how, options=APIConnectOptions(max_retry=0, timeout=0.5))
     assert [event.recoverable for event in events.errors] == [False]
     await until(lambda: server.engine.utterances == 0)
 
@@ -113,8 +111,9 @@ async def test_a_stalled_engine_is_a_timeout(server, speaker, events, how):
 @pytest.mark.parametrize("how", WAYS)
 async def test_a_stalled_engine_is_tried_again_and_each_try_is_told(server, speaker, events, how):
     server.engine.mode = "stalled"
+    options = replace(HASTY, timeout=0.3)
     with pytest.raises(APITimeoutError):
-        await speak(speaker, TEXT, how=how, options=HASTY)
+        await speak(speaker, TEXT, how=how, options=options)
     assert [event.recoverable for event in events.errors] == [True, True, True, False]
     assert events.metrics == []
 

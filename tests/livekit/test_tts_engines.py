@@ -1,4 +1,4 @@
-"""Engines of one's own: shared by all that want the same, stopped by the last, never a dead one."""
+"""Engines that a TTS starts: shared for equal settings, stopped by the last user, never dead."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from dataclasses import replace
 import pytest
 from livekit.agents import APIError
 
-from csm_tts_plugin import engines
+from csm_tts_plugin.client import engines
+from csm_tts_plugin.client.engines import LocalEngine, RemoteEngine, engine_for
 from csm_tts_plugin.config import EngineConfig
-from csm_tts_plugin.engines import LocalEngine, RemoteEngine, engine_for
-from csm_tts_plugin.errors import ModelLoadError
+from csm_tts_plugin.errors import ModelLoadError, UnavailableError
 from csm_tts_plugin.tts import TTS
 from tests.livekit.speech import PATIENT, RecordingEngine, speak
-from tests.server.conftest import serving, until
+from tests.server.conftest import serving
+from tests.support.waiting import until
 
 TINY = EngineConfig(model="tiny")
 TEXT = "A sentence by an engine of its own."
@@ -150,3 +151,15 @@ def test_livekit_finds_the_plugin_without_loading_torch():
         "False",
         "False",
     ], told.stderr
+
+
+async def test_a_tts_says_which_model_its_engine_has_and_where(server):
+    async with TTS(engine_url=server.url) as speaker:
+        assert await speaker.engine_facts() == {
+            "csm.model": "stand-in",
+            "csm.device": "cpu",
+            "csm.clones": "true",
+        }
+    async with TTS(engine_url="http://127.0.0.1:9") as nowhere:
+        with pytest.raises(UnavailableError):
+            await nowhere.engine_facts()

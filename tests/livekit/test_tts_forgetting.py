@@ -1,4 +1,4 @@
-"""Whose voice is given up is nowhere any more: not in the plugin, not in the engine's caches."""
+"""A withdrawn voice is deleted in the plugin and in the engine's caches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 
 from csm_tts_plugin.config import EngineConfig
 from csm_tts_plugin.engine.core import Engine
-from csm_tts_plugin.protocol import InlineVoice
 from csm_tts_plugin.tts import TTS
 from csm_tts_plugin.voices.voice import Consent, Voice
+from csm_tts_plugin.wire.protocol import InlineVoice
 from tests.livekit.speech import speak
-from tests.server.conftest import nothing_left, serving, until
+from tests.server.conftest import nothing_left, serving
+from tests.support.waiting import until
 
 __all__ = ["nothing_left"]
 
@@ -33,9 +34,11 @@ def voice(pitch: float = 140.0) -> Voice:
 @pytest.fixture
 async def engine():
     """csm-tiny behind a real server, in this process so that its caches can be looked into."""
-    engine = Engine(EngineConfig(model="tiny", device="cpu", slots=1, queue=1, threads=1))
+    engine = Engine(
+        EngineConfig(model="tiny", device="cpu", slots=1, queue=1, threads=1, whole_context=True)
+    )
     async with serving(engine) as running:
-        await until(lambda: engine.status().ready, 120.0)
+        await until(lambda: engine.status().ready)
         engine.url = running.url
         yield engine
 

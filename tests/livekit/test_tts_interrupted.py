@@ -1,9 +1,9 @@
-"""The engine learns how much of a reply was heard, and that it said no more than that."""
+"""The engine learns how much of an interrupted reply was heard."""
 
 from __future__ import annotations
 
 from tests.livekit.speech import PATIENT, speak
-from tests.server.conftest import until
+from tests.support.waiting import until
 
 ONE, TWO, THREE = "The first sentence is here.", "Then comes the second one.", "And a third."
 """6, 6 and 3 frames long with the stand-in."""

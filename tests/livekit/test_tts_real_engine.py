@@ -1,4 +1,4 @@
-"""The whole way: a TTS, an engine process of its own, the model csm-tiny."""
+"""End to end: a TTS, its own engine process, and the model csm-tiny."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from livekit.agents import APIConnectOptions
 
-from csm_tts_plugin import engines
+from csm_tts_plugin.client import engines
 from csm_tts_plugin.tts import TTS
 from csm_tts_plugin.voices.voice import Consent, Voice
 from tests.livekit.speech import Events, speak
+from tests.support.waiting import LIMIT_S
 
 STARTING = APIConnectOptions(max_retry=0, timeout=150.0)
 LONG = "This reply goes on for a while, so that there is time to stop it in the middle. " * 2
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture(scope="module")
 def warm():
-    """One engine for the tests of this file: whoever closes a TTS is not the last."""
+    """One engine for all tests of this file: it stays while the tests close their TTS."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CSM_ENGINE_URL", raising=False)
         keeper = TTS(model="tiny")
@@ -97,8 +98,6 @@ async def test_a_reply_goes_on_when_its_engine_was_killed(speaker):
 
 
 async def _until_idle(client) -> None:
-    for _ in range(600):
-        if not (await client.status())["speaking"]:
-            return
-        await asyncio.sleep(0.05)
-    raise TimeoutError("the engine still speaks")
+    async with asyncio.timeout(LIMIT_S):
+        while (await client.status())["speaking"]:  # noqa: ASYNC110  a poll
+            await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A telephone's figures: from a cancel to the last frame is one step of 80 ms at most."""
+"""Telephone timing: a cancel takes effect within one step of 80 ms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from csm_tts_plugin.engine.api import Audio
 from csm_tts_plugin.tts import TTS
 from tests.livekit.speech import PATIENT
-from tests.server.conftest import until
+from tests.support.waiting import until
 
 SEED = int(os.environ.get("TEST_SEED", "20261122"))
 LONG = "This reply is long enough to be stopped somewhere in the middle of what it has to say. "

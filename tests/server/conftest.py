@@ -1,58 +1,63 @@
-"""A server with a stand-in engine on a real socket, and clients of it; nothing may be left over."""
+"""A server with a stand-in engine on a real socket, and clients; nothing may be left over."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from aiohttp import web
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.config import Limits, ServerConfig
 from csm_tts_plugin.server.app import create_app, create_runner
 from csm_tts_plugin.server.state import STATE, ServerState
+from tests.support.routed import routing
 from tests.support.stand_in_engine import StandInEngine, pitch_of
+from tests.support.waiting import until
+
+BEHIND_ROUTER = bool(os.environ.get("BEHIND_ROUTER"))
+"""Whether servers get a router before them, which nobody should notice."""
 
 
 @dataclass
 class Running:
     engine: StandInEngine
     url: str
-    state: ServerState
+    app: web.Application
     limits: Limits
+
+    @property
+    def state(self) -> ServerState:
+        return self.app[STATE]
 
     async def settle(self) -> None:
         """Until every conversation is freed and every session gone."""
         await until(lambda: self.engine.idle and not self.state.sessions)
 
 
-async def until(condition, seconds: float = 20.0) -> None:
-    """Wait for what must come soon; generous, for the machine may be busy."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  the engine's thread sets no event
-            await asyncio.sleep(0.005)
-
-
 @asynccontextmanager
-async def serving(engine=None, *, key=None, limits=None, voices_dir=None):
+async def serving(engine=None, *, limits=None, **settings):
     engine = engine or StandInEngine()
     limits = limits or Limits()
-    config = ServerConfig(port=0, key=key, limits=limits, voices_dir=voices_dir)
+    config = ServerConfig(port=0, limits=limits, **settings)
     app = create_app(engine, config)
     runner = create_runner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     engine.start()
     host, port = runner.addresses[0][:2]
-    try:
-        yield Running(engine, f"http://{host}:{port}", app[STATE], limits)
-    finally:
-        await runner.cleanup()
-        await asyncio.to_thread(engine.stop)
+    url = f"http://{host}:{port}"
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.to_thread, engine.stop)
+        stack.push_async_callback(runner.cleanup)
+        if BEHIND_ROUTER:
+            router = await stack.enter_async_context(routing([url], limits=limits, **settings))
+            url = router.url
+        yield Running(engine, url, app, limits)
 
 
 @pytest.fixture
@@ -73,7 +78,7 @@ async def nothing_left():
     """No task and no descriptor outlives a test."""
     before = descriptors()
     yield
-    await until(lambda: len(asyncio.all_tasks()) <= 1 and descriptors() <= before, 5.0)
+    await until(lambda: len(asyncio.all_tasks()) <= 1 and descriptors() <= before)
 
 
 def descriptors() -> int:

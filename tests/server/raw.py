@@ -1,4 +1,4 @@
-"""What a client would never send, and one that never reads."""
+"""Raw WebSocket clients: invalid messages, and a client that never reads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
+from tests.support.waiting import LIMIT_S
+
 LONG = "And so on. " * 180
 
 HANDSHAKE = (
-    b"GET /v1/stream HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 
@@ -29,7 +31,7 @@ async def raw(server, **options):
 
 
 async def answer(ws):
-    return await ws.receive_json(timeout=10)
+    return await ws.receive_json(timeout=LIMIT_S)
 
 
 async def opened(ws):
@@ -40,7 +42,7 @@ async def opened(ws):
 async def closed(ws):
     """Read to the end; the last text before it."""
     last = None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT_S):
         while (message := await ws.receive()).type in (
             aiohttp.WSMsgType.TEXT,
             aiohttp.WSMsgType.BINARY,

@@ -11,14 +11,15 @@ from functools import partial
 import aiohttp
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.config import EngineConfig
 from csm_tts_plugin.engine.core import Engine
 from csm_tts_plugin.errors import BusyError
 from tests.engine.tools import small_checkpoint
-from tests.server.conftest import listen, serving, until
+from tests.server.conftest import listen, serving
 from tests.server.test_seed_socket import asking, seed_client
 from tests.support.stand_in_engine import StandInEngine
+from tests.support.waiting import until
 
 LONG = "And so it goes on."
 SLOTS = QUEUE = 4
@@ -89,13 +90,13 @@ async def come_and_go(server, ways):
     async with asyncio.TaskGroup() as tasks:
         for way in ways:
             tasks.create_task(getattr(crowd, way)(server))
-        await until(lambda: sum(crowd.refused.values()) >= refusals, 60.0)
-        # Whoever was taken last is given a slot by the engine's next round.
-        await until(lambda: occupancy(server) == (SLOTS, QUEUE), 60.0)
+        await until(lambda: sum(crowd.refused.values()) >= refusals)
+        # The last accepted one gets a slot in the engine's next round.
+        await until(lambda: occupancy(server) == (SLOTS, QUEUE))
         crowd.hang_up.set()
     assert sum(crowd.taken.values()) == SLOTS + QUEUE
     assert sum(crowd.refused.values()) == refusals
-    await until(lambda: server.engine.status().conversations == 0, 60.0)
+    await until(lambda: server.engine.status().conversations == 0)
     assert occupancy(server) == (0, 0)
 
 

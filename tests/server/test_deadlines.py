@@ -1,4 +1,4 @@
-"""A sentence that nobody waits for any more is given up; what it would have held goes to others."""
+"""A sentence whose deadline has passed is cancelled, and its slot is free for others."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.errors import EngineTimeoutError
-from tests.server.conftest import figure, limits_of, listen, serving, speaks, until
+from tests.server.conftest import figure, limits_of, listen, serving, speaks
 from tests.server.raw import answer, opened, raw
 from tests.support.stand_in_engine import StandInEngine
+from tests.support.waiting import until
 
 LINE = "It is a fine day to be heard from start to end."
 

@@ -1,4 +1,4 @@
-"""A server on its way out: what speaks is finished, what is new is told when to come back."""
+"""A draining server finishes its replies and tells new requests when to come back."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import asyncio
 import aiohttp
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.errors import UnavailableError
-from tests.server.conftest import listen, serving, speaks, until
+from tests.server.conftest import listen, serving, speaks
 from tests.support.stand_in_engine import StandInEngine
+from tests.support.waiting import until
 
 LINE = "It is a fine day to be heard from start to end."
 

@@ -1,4 +1,4 @@
-"""Clients that stall, vanish or talk nonsense: told why, freed, and nobody else harmed."""
+"""Clients that stall, disappear or send garbage get an error, are freed and affect no others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import aiohttp
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.errors import (
     AuthError,
     BusyError,
@@ -17,9 +17,10 @@ from csm_tts_plugin.errors import (
     TextError,
     UnavailableError,
 )
-from tests.server.conftest import limits_of, listen, serving, speaks, until
+from tests.server.conftest import limits_of, listen, serving, speaks
 from tests.server.raw import HANDSHAKE, LONG, answer, closed, deaf, opened, raw
 from tests.support.stand_in_engine import StandInEngine
+from tests.support.waiting import LIMIT_S, until
 
 LINE = "It is a fine day to be heard from start to end."
 
@@ -80,7 +81,7 @@ async def test_cancel_drops_what_waits_for_a_slow_reader():
         heard = {"1": 0, "2": 0}
         done = []
         while len(done) < 2:
-            message = await ws.receive(timeout=10)
+            message = await ws.receive(timeout=LIMIT_S)
             if message.type is aiohttp.WSMsgType.TEXT:
                 body = json.loads(message.data)
                 heard[body["id"]] += body["type"] == "audio"
@@ -99,7 +100,7 @@ async def test_no_sound_follows_a_cancel_even_when_the_engine_makes_some(server)
         await ws.send_str('{"type":"cancel","id":"1"}')
         await ws.send_str('{"type":"what follows is after the cancel"}')
         heard = []
-        while (message := await ws.receive(timeout=10)).type is not aiohttp.WSMsgType.TEXT or (
+        while (message := await ws.receive(timeout=LIMIT_S)).type is not aiohttp.WSMsgType.TEXT or (
             json.loads(message.data)["type"] != "done"
         ):
             heard.append(message)
@@ -132,7 +133,7 @@ async def test_an_idle_conversation_is_closed_but_not_while_it_speaks():
         await opened(ws)
         await ws.send_str(json.dumps({"type": "say", "id": "1", "text": LINE}))
         kinds = []
-        while (message := await ws.receive(timeout=20)).type is not aiohttp.WSMsgType.CLOSE:
+        while (message := await ws.receive(timeout=LIMIT_S)).type is not aiohttp.WSMsgType.CLOSE:
             if message.type is aiohttp.WSMsgType.TEXT:
                 kinds.append(json.loads(message.data)["type"])
             if message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING):

@@ -1,13 +1,15 @@
-"""Engines that fail, stall, are away or are none: typed errors, in time."""
+"""Engines that fail, stall, are unreachable or are not engines: typed errors in bounded time."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
+from contextlib import AsyncExitStack
 
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.errors import (
     BusyError,
     EngineError,
@@ -15,8 +17,10 @@ from csm_tts_plugin.errors import (
     NumericError,
     UnavailableError,
 )
-from tests.server.conftest import listen, serving, speaks, until
+from tests.chaos.proxy import FaultyProxy, Link
+from tests.server.conftest import limits_of, listen, serving, speaks
 from tests.support.stand_in_engine import StandInEngine
+from tests.support.waiting import LIMIT_S, until
 
 LINE = "It is a fine day to be heard from start to end."
 
@@ -79,7 +83,7 @@ async def test_an_error_inside_the_server_gives_nothing_away(server, client, cap
 
 async def test_a_stalled_engine_is_a_timeout_and_the_engine_is_told(server):
     server.engine.mode = "stalled"
-    async with EngineClient(server.url, timeout=0.2) as client:
+    async with EngineClient(server.url, timeout=1.5) as client:
         conversation = await client.conversation()
         with pytest.raises(EngineTimeoutError):
             await listen(await conversation.say(LINE))
@@ -87,8 +91,8 @@ async def test_a_stalled_engine_is_a_timeout_and_the_engine_is_told(server):
 
 
 async def test_waiting_behind_an_earlier_sentence_is_no_timeout(server):
-    server.engine.mode = "slow"
-    async with EngineClient(server.url, timeout=0.3) as client:
+    server.engine.frame_s = 0.1
+    async with EngineClient(server.url, timeout=1.5) as client:
         conversation = await client.conversation()
         first = asyncio.create_task(listen(await conversation.say(LINE * 2, more=True)))
         assert speaks(await listen(await conversation.say("And then.")), "And then.")
@@ -96,11 +100,14 @@ async def test_waiting_behind_an_earlier_sentence_is_no_timeout(server):
 
 
 async def test_a_lost_connection_ends_every_utterance_typed(server):
-    async with serving(StandInEngine("stalled")) as lost, EngineClient(lost.url) as client:
+    limits = limits_of(keep_s=0.1)
+    async with serving(StandInEngine("stalled"), limits=limits) as lost, AsyncExitStack() as link:
+        proxy = await link.enter_async_context(FaultyProxy(lost.url, Link(), random.Random(1)))
+        client = await link.enter_async_context(EngineClient(proxy.url))
         conversation = await client.conversation()
         tasks = [asyncio.create_task(listen(await conversation.say(LINE))) for _ in range(3)]
         await until(lambda: lost.engine.utterances == 3)
-        conversation._socket._response.connection.transport.abort()
+        await proxy.__aexit__()
         for task in tasks:
             with pytest.raises(UnavailableError):
                 await task
@@ -123,7 +130,7 @@ async def test_a_server_that_never_answers_is_left_in_time():
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}"
         async with serving() as good:
-            async with EngineClient([url, good.url], connect_timeout=0.2) as client:
+            async with EngineClient([url, good.url], connect_timeout=1.5) as client:
                 conversation = await client.conversation()
                 assert speaks(await listen(await conversation.say(LINE)), LINE)
             await good.settle()
@@ -168,7 +175,7 @@ async def test_an_engine_that_is_not_ready_is_asked_last():
     async with serving(StandInEngine("not-ready")) as loading, serving() as ready:
         async with EngineClient([loading.url, ready.url]) as client:
             for _ in range(2):
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(LIMIT_S):
                     await client.conversation()
             assert len(ready.engine.conversations) == 2
         await ready.settle()

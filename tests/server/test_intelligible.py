@@ -1,4 +1,4 @@
-"""`say` with csm-tiny is understood: what it writes, transcribed, is what it was told to say."""
+"""`say` with csm-tiny is intelligible: the transcript of its output equals its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole way with the model `tiny`: engine process, socket, client, sound."""
+"""End to end with the model `tiny`: engine process, socket, client, audio."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.config import EngineConfig, ServerConfig
 from csm_tts_plugin.server.supervisor import EngineProcess
 from tests.server.conftest import listen, wave
@@ -17,7 +17,8 @@ TEXT = "Hello there."
 
 @pytest.mark.timeout(600)
 async def test_tiny_speaks_through_a_supervised_engine():
-    config = EngineConfig(model="tiny", device="cpu", slots=2, queue=2, threads=1)
+    # Where the mark of a live stream comes in is a matter of time: two runs are compared here.
+    config = EngineConfig("tiny", device="cpu", slots=2, queue=2, threads=1, watermark="off")
     with EngineProcess(config, ServerConfig(port=0), start_timeout=300.0) as engine:
         url = await engine.ready(300.0)
         async with EngineClient(url, key=engine.key, timeout=120.0) as client:
@@ -35,7 +36,10 @@ async def test_tiny_speaks_through_a_supervised_engine():
             again = await client.conversation(rate=16_000, seed=7)
             await again.turn("caller", "Who is there?")
             same = wave(await listen(await again.say(TEXT, max_seconds=0.8)))
-            assert np.array_equal(same, samples)
+            # The same codes; how many frames are decoded at once is a matter of time, and moves a
+            # sample by a rounding.
+            assert same.shape == samples.shape
+            assert np.abs(same - samples).max() <= 1.01 / 32767
 
             async for _ in await conversation.say(TEXT * 4):
                 break

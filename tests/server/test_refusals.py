@@ -1,4 +1,4 @@
-"""What a client can do wrong: a typed error, and the conversation goes on."""
+"""Client errors give a typed error, and the conversation continues."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from csm_tts_plugin.audio.reference import encode_wav
-from csm_tts_plugin.client import EngineClient, InlineVoice
+from csm_tts_plugin.client.engine import EngineClient, InlineVoice
 from csm_tts_plugin.config import ServerConfig
 from csm_tts_plugin.errors import (
     AudioError,
@@ -21,9 +21,10 @@ from csm_tts_plugin.errors import (
     VoiceError,
 )
 from csm_tts_plugin.server.access import check_bind
-from tests.server.conftest import limits_of, listen, serving, speaks, until
+from tests.server.conftest import limits_of, listen, serving, speaks
 from tests.server.raw import answer, closed, opened, raw
 from tests.support.stand_in_engine import StandInEngine
+from tests.support.waiting import until
 
 LINE = "It is a fine day to be heard from start to end."
 

@@ -1,4 +1,4 @@
-"""`WS /ws` with the seed's messages: what its clients send, get, and do wrong."""
+"""`WS /ws` with csm-streaming-tf's messages: valid requests, answers and errors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from csm_tts_plugin.audio.reference import encode_wav
-from tests.server.conftest import limits_of, pitch, serving, until
+from tests.server.conftest import limits_of, pitch, serving
 from tests.support.stand_in_engine import StandInEngine, frames_of, pitch_of
+from tests.support.waiting import LIMIT_S, until
 
 LINE = "It is a fine day to be heard from start to end."
 
@@ -39,7 +40,7 @@ async def seed_client(server, **options):
 async def reply(ws):
     """Sound and the last message of one reply."""
     sound = b""
-    while "audio" in (message := await ws.receive_json(timeout=20)):
+    while "audio" in (message := await ws.receive_json(timeout=LIMIT_S)):
         assert message["sample_rate"] == 24_000
         sound += base64.b64decode(message["audio"])
     return np.frombuffer(sound, "<i2") / 32767.0, message
@@ -59,7 +60,7 @@ async def test_the_first_piece_comes_before_the_last_is_made(server):
     server.engine.mode = "slow"
     async with seed_client(server) as ws:
         await ws.send_json(asking())
-        assert "audio" in await ws.receive_json(timeout=20)
+        assert "audio" in await ws.receive_json(timeout=LIMIT_S)
         assert server.engine.utterances == 1
 
 
@@ -107,7 +108,7 @@ async def test_a_long_reply_is_spoken_sentence_by_sentence(server):
 async def test_bad_input_is_answered_and_the_socket_is_usable_after_it(server, text, code):
     async with seed_client(server) as ws:
         await (ws.send_bytes if isinstance(text, bytes) else ws.send_str)(text)
-        answer = await ws.receive_json(timeout=20)
+        answer = await ws.receive_json(timeout=LIMIT_S)
         assert isinstance(answer["error"], str)
         assert (answer["code"], answer["retryable"]) == (code, False)
         await ws.send_json(asking())
@@ -152,7 +153,7 @@ async def test_requests_of_a_socket_are_answered_in_order_and_not_without_end():
             await until(lambda: server.engine.utterances)
             for text in ("The second.", "The third.", "One too many."):
                 await ws.send_json(asking(text))
-            assert (await ws.receive_json(timeout=20))["code"] == "busy"
+            assert (await ws.receive_json(timeout=LIMIT_S))["code"] == "busy"
             server.engine.mode = "normal"
             for _ in range(3):
                 assert (await reply(ws))[1] == {"status": "complete"}
@@ -187,6 +188,6 @@ async def test_a_server_that_stops_says_so_and_closes():
             await until(lambda: server.engine.utterances)
             server.state.end_sessions()
             assert (await reply(ws))[1]["code"] == "unavailable"
-            while (message := await ws.receive(timeout=20)).type is aiohttp.WSMsgType.TEXT:
+            while (message := await ws.receive(timeout=LIMIT_S)).type is aiohttp.WSMsgType.TEXT:
                 assert "error" in message.data
         await server.settle()

@@ -1,4 +1,4 @@
-"""Several keys at one engine: none takes all of it, and nobody opens conversations without end."""
+"""Several keys at one engine: each has a limited share and a limited number of conversations."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.config import AgentConfig, ServerConfig
 from csm_tts_plugin.errors import AuthError, BusyError
 from csm_tts_plugin.server.access import which_key
-from tests.server.conftest import limits_of, listen, serving, speaks, until
+from tests.server.conftest import limits_of, listen, serving, speaks
 from tests.server.raw import answer, raw
 from tests.support.stand_in_engine import StandInEngine
+from tests.support.waiting import LIMIT_S, until
 
 LINE = "It is a fine day to be heard from start to end."
 KEYS = "ann-key, ben-key"
@@ -133,7 +134,7 @@ async def test_each_of_several_keys_opens_and_no_other_does():
             async with EngineClient(server.url, key=key) as client:
                 with pytest.raises(AuthError):
                     await client.conversation()
-        await asyncio.wait_for(server.settle(), 20)
+        await asyncio.wait_for(server.settle(), LIMIT_S)
 
 
 def test_a_key_is_compared_with_every_one_whichever_it_is(monkeypatch):

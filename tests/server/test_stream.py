@@ -1,4 +1,4 @@
-"""Speech over a real socket: what is asked for arrives, whole, in order and nobody else's."""
+"""Speech over a real socket arrives complete, in order, and only at its own client."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import asyncio
 import numpy as np
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.config import OUTPUT_RATES
-from tests.server.conftest import listen, serving, speaks, until, wave
+from tests.server.conftest import limits_of, listen, serving, speaks, wave
+from tests.server.raw import raw
 from tests.support.stand_in_engine import AMPLITUDE, StandInEngine, frames_of
+from tests.support.waiting import until
 
 LINE = "It is a fine day to be heard from start to end."
 
@@ -146,14 +148,19 @@ async def test_closing_the_client_closes_every_conversation(server):
     await until(lambda: server.engine.idle)
 
 
-async def test_a_dropped_socket_frees_its_conversation_at_once(server, client):
-    server.engine.mode = "stalled"
-    conversation = await client.conversation()
-    await conversation.say(LINE)
-    await until(lambda: server.engine.utterances == 1)
-    conversation._socket._response.connection.transport.abort()
-    await until(lambda: server.engine.idle, 5.0)
-    await conversation.aclose()
+async def test_a_dropped_socket_frees_its_conversation_at_once():
+    """Of a client that has not asked to have it kept: nothing else would free it here."""
+    limits = limits_of(keep_s=3600.0, heartbeat_s=3600.0)
+    async with (
+        serving(StandInEngine("stalled"), limits=limits) as server,
+        raw(server) as socket,
+    ):
+        await socket.send_json({"type": "open"})
+        await socket.receive_json()
+        await socket.send_json({"type": "say", "id": "1", "text": LINE})
+        await until(lambda: server.engine.utterances == 1)
+        socket._response.connection.transport.abort()
+        await until(lambda: server.engine.idle)
 
 
 async def test_status_tells_how_full_the_engine_is(server, client):

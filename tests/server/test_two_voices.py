@@ -1,4 +1,4 @@
-"""Two clients of one real engine, each with its caller's voice: each hears its own and no other."""
+"""Two clients of one real engine, each with its caller's voice: each gets only its own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import random
 import numpy as np
 import pytest
 
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.config import SAMPLE_RATE, EngineConfig
 from csm_tts_plugin.engine.core import Engine
 from csm_tts_plugin.voices.voice import Consent, Voice
 from tests.engine.tools import noise, small_checkpoint
-from tests.server.conftest import serving, until
+from tests.server.conftest import serving
+from tests.support.waiting import until
 
 TEXTS = ("One more.", "Two of us.")
 UTTERANCES = 12
@@ -81,13 +82,13 @@ async def call(client, mine, truth, rng):
 async def test_clients_of_one_engine_hear_their_own_callers_voice_only():
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
-    config = EngineConfig(model="small", slots=2, queue=2, threads=1)
+    config = EngineConfig(model="small", slots=2, queue=2, threads=1, watermark="off")
     engine = Engine(config, checkpoint=small_checkpoint(3))
     callers = [{n: voice(n) for n in (1, 2)}, {n: voice(n) for n in (3, 4)}]
     for caller in callers:
         caller["stock"] = "stock"
     async with serving(engine) as server:
-        await until(lambda: engine.status().ready, 120.0)
+        await until(lambda: engine.status().ready)
         async with EngineClient(server.url, timeout=60.0) as client:
             truth = await alone(client, callers[0] | callers[1])
             for text in TEXTS:

@@ -1,4 +1,4 @@
-"""`/v1/voices`: kept with consent, spoken with, listed, and forgotten everywhere."""
+"""`/v1/voices`: stored with consent, used, listed, and deleted everywhere."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from csm_tts_plugin.audio.reference import encode_wav
-from csm_tts_plugin.client import EngineClient
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.errors import VoiceError
 from csm_tts_plugin.voices.store import VoiceStore
+from tests.audio.test_containers import made
 from tests.server.conftest import limits_of, listen, serving, speaks
 
 LINE = "It is a fine day to be heard from start to end."
@@ -64,6 +65,21 @@ async def test_a_voice_is_added_listed_spoken_with_and_deleted(keeper, tmp_path)
         with pytest.raises(VoiceError):
             await client.conversation("ann")
     assert await ask(keeper, "GET") == (200, {"voices": []})
+
+
+async def test_a_voice_deleted_at_one_engine_is_forgotten_by_another_of_the_same_folder(tmp_path):
+    async with serving(voices_dir=tmp_path) as one, serving(voices_dir=tmp_path) as other:
+        await ask(one, "POST", json=adding())
+        key = VoiceStore(tmp_path).load("ann").key
+        async with EngineClient(other.url) as client:
+            await client.conversation("ann")
+            assert await ask(one, "DELETE", "/ann") == (204, None)
+            status, answer = await ask(other, "DELETE", "/ann")
+            assert (status, answer["error"]["code"]) == (404, "bad_voice")
+            assert other.engine.forgotten == [key]
+            assert (await ask(other, "DELETE", "/ann"))[0] == 404
+            assert other.engine.forgotten == [key], "nothing is kept of it any more"
+        await other.settle()
 
 
 async def test_a_form_is_taken_as_well(keeper, tmp_path):
@@ -158,3 +174,9 @@ async def test_voices_need_the_key_and_a_folder(tmp_path, method, path):
         assert status == 400
         assert "CSM_VOICES_DIR" in answer["error"]["message"]
         await server.settle()
+
+
+async def test_what_a_browser_recorded_is_kept_as_a_voice(keeper, tmp_path):
+    audio = base64.b64encode(made("webm", "libopus", 48_000)).decode()
+    assert await ask(keeper, "POST", json=adding(audio=audio)) == (201, {"id": "ann"})
+    assert abs(VoiceStore(tmp_path).load("ann").seconds - 2.0) < 0.1

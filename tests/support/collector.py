@@ -1,13 +1,13 @@
-"""An OpenTelemetry collector that keeps what it is sent: OTLP over HTTP, as protobuf."""
+"""An OpenTelemetry collector that keeps what it receives: OTLP over HTTP, as protobuf."""
 
 from __future__ import annotations
 
 import gzip
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.support.pages import Handler, answering
 
 
 class Collector:
@@ -46,27 +46,12 @@ def seconds(span) -> float:
 def collecting():
     collector = Collector()
 
-    class Take(BaseHTTPRequestHandler):
+    class Take(Handler):
         def do_POST(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            collector.take(body)
-            self.send_response(200)
-            self.send_header("Content-Type", "application/x-protobuf")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            body = self.body()
+            zipped = self.headers.get("Content-Encoding") == "gzip"
+            collector.take(gzip.decompress(body) if zipped else body)
+            self.answer(200, kind="application/x-protobuf")
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Take)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    collector.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with answering(Take) as collector.url:
         yield collector
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)

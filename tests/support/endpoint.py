@@ -1,12 +1,12 @@
-"""An OpenAI-compatible address of ours, for agents whose LLM is a script."""
+"""An OpenAI-compatible endpoint for agents whose LLM is a script."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.support.pages import Handler, answering
 
 Answer = Callable[[bytes], bytes | None]
 """A request's body to the events of its answer; None is answered with status 500."""
@@ -28,24 +28,10 @@ def completion(deltas: list[dict], reason: str = "stop") -> bytes:
 def endpoint(answer: Answer) -> Iterator[str]:
     """Its address, while it answers."""
 
-    class Endpoint(BaseHTTPRequestHandler):
+    class Endpoint(Handler):
         def do_POST(self) -> None:
-            body = answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-            self.send_response(500 if body is None else 200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
+            body = answer(self.body())
+            self.answer(500 if body is None else 200, body or b"", "text/event-stream")
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    with answering(Endpoint) as address:
+        yield f"{address}/v1"

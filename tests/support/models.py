@@ -1,9 +1,11 @@
-"""Small random models of the very classes that CSM-1B has."""
+"""Small random models of the same classes as CSM-1B."""
 
 from __future__ import annotations
 
 import torch
 from transformers import CsmConfig, CsmForConditionalGeneration, MimiConfig
+
+from benchmarks.common import LLAMA3_ROPE
 
 
 def small_mimi_config(codebooks: int = 4, codes: int = 64) -> MimiConfig:
@@ -43,14 +45,7 @@ def small_config(codebooks: int = 4, codes: int = 64, context: int = 256) -> Csm
         bos_token_id=128,
         audio_token_id=130,
         audio_eos_token_id=131,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 32.0,
-            "high_freq_factor": 0.5,
-            "low_freq_factor": 0.125,
-            "original_max_position_embeddings": 64,
-        },
+        rope_parameters=LLAMA3_ROPE | {"original_max_position_embeddings": 64},
         depth_decoder_config={
             "num_codebooks": codebooks,
             "backbone_hidden_size": 64,

@@ -1,4 +1,4 @@
-"""G.711 mu-law, as a telephone line codes speech: 8 kHz, 8 bits a sample, 64 kbit/s."""
+"""G.711 mu-law, the codec of telephone lines: 8 kHz, 8 bits per sample, 64 kbit/s."""
 
 from __future__ import annotations
 

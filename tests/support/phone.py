@@ -14,12 +14,12 @@ from livekit import api, rtc
 from scripts import caller
 from scripts.livekit_server import LiveKitServer
 from tests.support import mulaw
+from tests.support.waiting import LIMIT_S
 
 NUMBER, TRUNK, NAME = "+493023125987", "+493023125111", "Phone zanzibar-canary"
 """Of nobody: Berlin's range for films. Canaries: none of it may appear in a log."""
 LOUD = 300
 """Of 32768: 40 dB below full scale, above what is left of silence after coding."""
-LIMIT_S = 90.0
 
 
 class Phone:
@@ -51,17 +51,17 @@ class Phone:
     async def __aenter__(self) -> Self:
         self.room = rtc.Room()
         self._recording = caller.Recording()
-        self._mouth = caller.Mouth(self._recording)
+        self._microphone = caller.Microphone(self._recording)
         self.room.on("track_subscribed", lambda track, *_: self._start(self._listen(track)))
         self.room.on("data_received", self._take)
         self.room.register_text_stream_handler(
             "lk.transcription", lambda reader, who: self._start(self._read(reader, who))
         )
-        await asyncio.wait_for(self.room.connect(self._url, self._token), 30)
-        track = rtc.LocalAudioTrack.create_audio_track("phone", self._mouth.source)
+        await asyncio.wait_for(self.room.connect(self._url, self._token), LIMIT_S)
+        track = rtc.LocalAudioTrack.create_audio_track("phone", self._microphone.source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE, dtx=False)
-        await asyncio.wait_for(self.room.local_participant.publish_track(track, options), 30)
-        self._start(self._mouth.run())
+        await asyncio.wait_for(self.room.local_participant.publish_track(track, options), LIMIT_S)
+        self._start(self._microphone.run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -69,14 +69,14 @@ class Phone:
 
     async def hang_up(self) -> None:
         """Leaves the room; returns when the server knows."""
-        await asyncio.wait_for(self.room.disconnect(), 30)
+        await asyncio.wait_for(self.room.disconnect(), LIMIT_S)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def status(self, status: str) -> None:
         await asyncio.wait_for(
-            self.room.local_participant.set_attributes({"sip.callStatus": status}), 30
+            self.room.local_participant.set_attributes({"sip.callStatus": status}), LIMIT_S
         )
 
     async def press(self, digit: str) -> None:
@@ -84,7 +84,7 @@ class Phone:
 
     async def speak(self, pcm: np.ndarray, rate: int) -> None:
         """int16; returns when the last of it has been sent."""
-        await self._mouth.speak(mulaw.spoken_into(pcm, rate, caller.RATE))
+        await self._microphone.speak(mulaw.spoken_into(pcm, rate, caller.RATE))
 
     @property
     def heard(self) -> np.ndarray:
@@ -105,7 +105,7 @@ class Phone:
 
     @property
     def quiet_frames(self) -> int:
-        """How many frames ago somebody was heard last."""
+        """Frames since the last audible sound."""
         loud = (n for n, frame in enumerate(reversed(self._frames)) if _rms(frame) > LOUD)
         return next(loud, len(self._frames))
 
@@ -139,16 +139,6 @@ class Phone:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def until(condition: Any, what: str, seconds: float = LIMIT_S) -> None:
-    """Wait for what must come; generous, for the machine may be busy."""
-    try:
-        async with asyncio.timeout(seconds):
-            while not condition():  # noqa: ASYNC110  other processes set no event
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"not within {seconds:g} s: {what}") from None
 
 
 def _rms(pcm: np.ndarray) -> float:

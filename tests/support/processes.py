@@ -1,10 +1,12 @@
-"""Which processes there are, and whose children they are."""
+"""Lists processes and their children."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.support.waiting import LIMIT_S
 
 
 def parents() -> dict[int, int]:
@@ -27,7 +29,7 @@ def descendants(pid: int) -> set[int]:
     return family
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float) -> bool:
+def wait_until(condition: Callable[[], bool], limit_s: float = LIMIT_S) -> bool:
     until = time.monotonic() + limit_s
     while time.monotonic() < until:
         if condition():

@@ -1,4 +1,4 @@
-"""Real recorded speech that `make setup` fetches, and what happens to it on bad days."""
+"""Real recorded speech from `make setup`, and degraded versions of it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def whispered(samples: np.ndarray, width: int = 512, hop: int = 128) -> np.ndarr
 
 
 def higher(samples: np.ndarray, factor: float = 1.75) -> np.ndarray:
-    """Somebody smaller: pitch and vocal tract as of a woman, and a faster tongue."""
+    """A smaller speaker: higher pitch, shorter vocal tract, faster speech."""
     return soxr.resample(samples, RATE * factor, RATE).astype(np.float32)
 
 

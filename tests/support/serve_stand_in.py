@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 
 from csm_tts_plugin.commands import serve
 from csm_tts_plugin.errors import ModelLoadError
+from csm_tts_plugin.server.supervisor import EngineProcess
 from tests.support.stand_in_engine import StandInEngine
 
 MODES = {"ready": "normal", "slow": "slow"}
@@ -26,8 +28,16 @@ def make_engine(config):
     return engine
 
 
+def start(config, server, on_progress):
+    """Behind a router: the same again."""
+    command = (sys.executable, "-m", "tests.support.serve_stand_in", "serve")
+    if config.device == "broken":
+        config = replace(config, model="no-model")
+    return EngineProcess(config, server, on_progress=on_progress, command=command)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("command")
     serve.add(parser)
-    sys.exit(serve.run(parser.parse_args(), make_engine))
+    sys.exit(serve.run(parser.parse_args(), make_engine, start))

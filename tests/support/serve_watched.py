@@ -11,9 +11,10 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from csm_tts_plugin.caller_voice import CALLER
+from csm_tts_plugin.caller.voice import CALLER
 from csm_tts_plugin.commands import serve
 from csm_tts_plugin.commands.options import load_engine
 
@@ -43,7 +44,8 @@ def tell(engine, path: Path) -> None:
 
 
 def make_engine(config):
-    engine = load_engine(config)
+    # csm-tiny's folder keeps references and turns away from it; whose they are is asked here.
+    engine = load_engine(replace(config, whole_context=True))
     path = Path(os.environ[VOICES])
     threading.Thread(target=tell, args=(engine, path), name="voices", daemon=True).start()
     return engine

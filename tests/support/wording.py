@@ -1,4 +1,4 @@
-"""What was said beside what was heard, counted in words or in letters."""
+"""Compares transcripts with texts, in words or in letters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What everybody must be able to see, reach and hear read out, measured in the page."""
+"""Accessibility measurements in the page: contrast, focus order, and names for screen readers."""
 
 from __future__ import annotations
 

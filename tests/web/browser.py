@@ -1,4 +1,4 @@
-"""Chromium without a window, driven by its DevTools protocol: as much of it as our tests need."""
+"""Headless Chromium over its DevTools protocol, as far as these tests need it."""
 
 from __future__ import annotations
 
@@ -82,12 +82,14 @@ class Tab:
         shown = await self.evaluate("document.body.innerText")
         raise PageError(f"not within {limit_s:.0f} s: {condition}\nThe page:\n{shown}")
 
-    async def until_here(self, condition: Callable[[], bool], limit_s: float = 120.0) -> None:
+    async def until_here(
+        self, condition: Callable[[], bool], what: str, limit_s: float = 120.0
+    ) -> None:
         """Waits for something on our side of the socket. Raises PageError after `limit_s`."""
         end = time.monotonic() + limit_s
         while not condition():
             if time.monotonic() > end:
-                raise PageError(f"not within {limit_s:.0f} s")
+                raise PageError(f"not within {limit_s:.0f} s: {what}")
             await asyncio.sleep(STEP_S)
 
     async def click(self, selector: str) -> None:

@@ -1,4 +1,4 @@
-"""One call from the browser, as a person makes it; what was seen and heard, for the tests."""
+"""One call from the browser, as a user makes it, with its observations for the tests."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.web.accessibility import faults_everywhere, tab_stops
-from tests.web.browser import Browser, Tab
+from tests.web.browser import Browser, PageError, Tab
 from tests.web.making_web import Microphone, Web
 
 NETWORK_GONE_S = 5.0
 LONG, BREAKING_IN, SHORT = 0, 2, 4
-"""Recordings of the reader: 7.1 s make a voice, 5.3 s break in for certain, 3.2 s are a turn."""
+"""Recordings of the reader: 7.1 s suffice for a voice, 5.3 s for an interruption, 3.2 s for a turn."""
 TRIES = 4
-"""A reply may be over before one can break into it; then into the next one."""
+"""A reply may be over before the interruption; then the next reply is interrupted."""
 
-# An ear of our own at the loudspeaker, so that the page is not believed about itself.
-EAR = """
+# Measures the level at the loudspeaker independently of the page.
+LEVEL_METER = """
 (() => {
   const speaker = [...document.querySelectorAll("audio")].find((a) => a.srcObject && !a.paused);
   if (!speaker) return false;
   const context = new AudioContext(), node = context.createAnalyser();
   context.createMediaStreamSource(speaker.srcObject).connect(node);
   const samples = new Float32Array(node.fftSize);
-  window.testEar = { loudest: 0, loud_ms: 0 };
+  window.testMeter = { loudest: 0, loud_ms: 0 };
   setInterval(() => {
     node.getFloatTimeDomainData(samples);
     const level = Math.sqrt(samples.reduce((sum, x) => sum + x * x, 0) / samples.length);
-    testEar.loudest = Math.max(testEar.loudest, level);
-    if (level > 0.005) testEar.loud_ms += 20;
+    testMeter.loudest = Math.max(testMeter.loudest, level);
+    if (level > 0.005) testMeter.loud_ms += 20;
   }, 20);
   return true;
 })()
@@ -85,19 +85,22 @@ class Seen:
     state_after: str = ""
     console: list[str] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
+    missed: list[str] = field(default_factory=list)
+    """Steps that did not come to their end, and what they waited for."""
 
 
 class Caller:
-    """Hands, eyes and ears at one page."""
+    """A simulated user of one page."""
 
-    def __init__(self, tab: Tab, microphone: Microphone, seen: Seen) -> None:
+    def __init__(self, tab: Tab, web: Web, microphone: Microphone, seen: Seen) -> None:
         self.tab = tab
+        self._web = web
         self._microphone = microphone
         self._seen = seen
         self._began = time.monotonic()
 
     def note(self, what: str) -> None:
-        """For whoever reads why a call failed."""
+        """Prints a note for the log of a failed call."""
         print(f"{time.monotonic() - self._began:6.2f} s  {what}")
 
     async def unmute_and_say(self, recording: int) -> None:
@@ -116,7 +119,7 @@ class Caller:
 
     async def heard_ms(self) -> float:
         """How much of the agent was loud since the last time that this was asked."""
-        return float(await self.tab.evaluate("(ms => (testEar.loud_ms = 0, ms))(testEar.loud_ms)"))
+        return float(await self.tab.evaluate("(ms => (testMeter.loud_ms = 0, ms))(testMeter.loud_ms)"))
 
     async def turns(self) -> list[dict[str, Any]]:
         return list(await self.tab.evaluate(TURNS))
@@ -134,11 +137,11 @@ class Caller:
         seen.consent_at_first = await tab.evaluate("document.querySelector('#consent').checked")
         await tab.click("#start")
         await tab.until("document.body.dataset.phase === 'call'")
-        await tab.until(EAR)
+        await tab.until(LEVEL_METER)
         await self.mute()
         seen.muted_words = await tab.evaluate("document.querySelector('#you-speaking').innerText")
         await self.voice("stock")
-        await tab.until("testEar.loud_ms > 300 && " + WAITING)
+        await tab.until("testMeter.loud_ms > 300 && " + WAITING)
         seen.greeting_ms = await self.heard_ms()
         self.note("greeted")
 
@@ -148,7 +151,7 @@ class Caller:
         await tab.click("#consent")
         await self.unmute_and_say(LONG)
         await self.voice("caller")
-        await tab.until("testEar.loud_ms > 500")
+        await tab.until("testMeter.loud_ms > 500")
         seen.reply_ms = await self.heard_ms()
         self.note("the reply is heard")
         for told in range(TRIES):
@@ -160,9 +163,9 @@ class Caller:
             if seen.broke_in_into["interrupted"]:
                 return
 
-    async def lose_network(self, web: Web) -> None:
+    async def lose_network(self) -> None:
         """While the agent replies; then another turn, to see that the call goes on."""
-        tab, seen = self.tab, self._seen
+        tab, seen, web = self.tab, self._seen, self._web
         await tab.until(AGENT_ALOUD)
         await self.mute()
         self.note("the network goes")
@@ -178,7 +181,7 @@ class Caller:
         await tab.until("document.querySelector('#notice').hidden && " + WAITING)
         await self.heard_ms()
         await self.unmute_and_say(SHORT)
-        await tab.until("testEar.loud_ms > 500")
+        await tab.until("testMeter.loud_ms > 500")
         seen.ms_after_network = await self.heard_ms()
         self.note("a reply after that is heard")
 
@@ -199,16 +202,18 @@ class Caller:
 
 
 async def whole_call(chromium: str, web: Web, microphone: Microphone) -> Seen:
-    """Raises PageError where something does not come."""
+    """What a step lacks is in `seen.missed`, and told by the tests of that step, not by all."""
     seen = Seen()
     async with Browser(chromium, microphone.file) as browser:
         tab = await browser.tab()
         await tab.open(web.url)
         await tab.evaluate(NOTICES)
-        caller = Caller(tab, microphone, seen)
+        caller = Caller(tab, web, microphone, seen)
         await caller.join()
-        await caller.consent_and_talk()
-        await caller.lose_network(web)
-        await caller.withdraw_and_leave()
+        for step in (caller.consent_and_talk, caller.lose_network, caller.withdraw_and_leave):
+            try:
+                await step()
+            except (PageError, TimeoutError) as error:
+                seen.missed.append(f"{step.__name__}: {error!r}")
         seen.console, seen.hosts = tab.console, tab.hosts
     return seen

@@ -1,4 +1,4 @@
-"""Calls from the browser that cannot work, and what the page says of each."""
+"""Calls from the browser that cannot work, and the page's messages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Line:
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def cut(self) -> None:
-        """Ends all that runs over it; whoever tries again is refused."""
+        """Closes all connections and refuses new ones."""
         if self._server is not None:
             self._server.close()
         for writer in list(self._writers):
@@ -98,7 +98,10 @@ class Failures(Pages):
         async def run(name: str, case: Callable[[], Awaitable[Told]]) -> Told:
             async with room_for:
                 began = time.monotonic()
-                told = await case()
+                try:
+                    told = await case()
+                except Exception as error:  # of this case, and of no other's tests
+                    told = Told(errors=[f"{name}: {error}"])
                 print(f"{time.monotonic() - began:6.2f} s for: {name}")
                 return told
 
@@ -128,7 +131,7 @@ class Failures(Pages):
             return await self._told(tab)
 
     async def _lost_line_and_no_agent(self) -> Told:
-        """Then an agent comes late, and leaves."""
+        """A lost connection without an agent; then an agent joins late and leaves."""
         line = Line(self._config.livekit_url)
         await line.mend()
         async with self.page(replace(self._config, public_url=line.url)) as (tab, _):

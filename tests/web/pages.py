@@ -1,4 +1,4 @@
-"""Pages of our own server at a real LiveKit server, without an agent but one that a test plays."""
+"""Pages of our own server at a real LiveKit server; tests may play the agent."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from livekit import api, rtc
 from scripts.livekit_server import LiveKitServer
 from scripts.web_page import Page, PageConfig
 from tests.web.browser import Browser, Tab
+from tests.support.waiting import LIMIT_S
 
 NOTICE = "(n => n.hidden ? '' : n.innerText)(document.querySelector('#notice'))"
 IN_CALL = "document.body.dataset.phase === 'call'"
@@ -35,17 +36,17 @@ class Pages:
             yield tab, page
 
     async def agent(self, tab: Tab, speaks: bool = False) -> rtc.Room:
-        """Somebody of kind agent in the page's room; with a track when it is to be heard."""
+        """Joins the page's room as a participant of kind agent, with a track if `speaks`."""
         key, secret = self._config.livekit_key, self._config.livekit_secret
         name = api.TokenVerifier(key, secret).verify(_token_of(tab)).video.room
         grants = api.VideoGrants(room_join=True, room=name, can_update_own_metadata=True)
         token = api.AccessToken(key, secret).with_identity("agent").with_kind("agent")
         room = rtc.Room()
         url = self._config.livekit_url
-        await asyncio.wait_for(room.connect(url, token.with_grants(grants).to_jwt()), 30)
+        await asyncio.wait_for(room.connect(url, token.with_grants(grants).to_jwt()), LIMIT_S)
         if speaks:
             track = rtc.LocalAudioTrack.create_audio_track("voice", rtc.AudioSource(24_000, 1))
-            await asyncio.wait_for(room.local_participant.publish_track(track), 30)
+            await asyncio.wait_for(room.local_participant.publish_track(track), LIMIT_S)
         return room
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from scripts.setup_tools import ROOT
 from tests.web.accessibility import show_as
 from tests.web.browser import Browser, Tab, find_chromium
-from tests.web.calling import BREAKING_IN, EAR, LONG, WAITING, Caller, Seen
+from tests.web.calling import BREAKING_IN, LEVEL_METER, LONG, WAITING, Caller, Seen
 from tests.web.making_web import Microphone, Web
 
 
@@ -32,23 +32,23 @@ async def photograph(tab: Tab, file: Path) -> None:
 async def call(chromium: str, web: Web, microphone: Microphone, out: Path) -> None:
     async with Browser(chromium, microphone.file) as browser:
         tab = await browser.tab()
-        caller = Caller(tab, microphone, Seen())
+        caller = Caller(tab, web, microphone, Seen())
         await show_as(tab, width=1120, height=780, dark=False)
         await tab.open(web.url)
         await tab.click("#start")
-        await tab.until(EAR)
-        await tab.until("testEar.loud_ms > 500 && " + WAITING)
+        await tab.until(LEVEL_METER)
+        await tab.until("testMeter.loud_ms > 500 && " + WAITING)
         await tab.click("#consent")
         await caller.unmute_and_say(LONG)
         await tab.until(f"document.querySelectorAll('.times').length > 0 && {WAITING}")
         await caller.unmute_and_say(BREAKING_IN)
         await caller.heard_ms()
-        await tab.until("testEar.loud_ms > 1500")
+        await tab.until("testMeter.loud_ms > 1500")
         await photograph(tab, out / "web-desktop.png")
         await show_as(tab, width=390, height=844, dark=True)
         await tab.until("document.body.clientWidth === 390")
         await caller.heard_ms()
-        await tab.until("testEar.loud_ms > 500")
+        await tab.until("testMeter.loud_ms > 500")
         await photograph(tab, out / "web-phone.png")
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a browser is told in words: the cause, and what to do."""
+"""Failures in the browser are reported with cause and remedy."""
 
 from __future__ import annotations
 

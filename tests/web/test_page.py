@@ -1,4 +1,4 @@
-"""The page's server: what a token allows, who gets one, and what the browser is told."""
+"""The page's server: token grants, who gets a token, and response headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page makes of an agent's messages, however odd, and of consent given aloud."""
+"""The page's reaction to an agent's messages, valid or not, and to spoken consent."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def test_parts_that_follow_one_another_leave_the_rest_to_the_network(followed):
         "Speech to text": 0.5,
         "End of turn": 0.1,
         "Language model": 0.8,
+        "First sentence": 0.2,
         "First audio": 0.3,
         "Network, rest": 0.3,
     }
@@ -22,7 +23,7 @@ def test_parts_that_follow_one_another_leave_the_rest_to_the_network(followed):
 def test_what_the_llm_did_before_the_turns_end_counts_once(followed):
     parts = followed.turns[1]["parts"]
     assert parts["Language model"] == 0.3
-    assert sum(parts.values()) == pytest.approx(1.2)
+    assert sum(parts.values()) == pytest.approx(1.4)
 
 
 def test_a_turn_without_figures_is_one_whole(followed):
@@ -52,5 +53,5 @@ def test_each_voice_has_its_name(followed):
 def test_the_switch_follows_what_is_said_aloud_and_every_press_reaches_the_agent(followed):
     steps = list(zip(followed.switch, followed.attribute, strict=True))
     assert steps[:3] == [(False, None), (True, "granted"), (True, "granted")]
-    assert steps[3][0] is False  # taken back aloud; the attribute follows in a moment
+    assert steps[3] == (False, "refused")  # taken back aloud
     assert steps[4:8] == [(True, "granted"), (False, "refused"), (True, "refused"), (False, None)]

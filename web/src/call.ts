@@ -1,4 +1,4 @@
-// One call: a LiveKit room with an agent in it. Tells its listener what happens; shows nothing.
+// One call: a LiveKit room with an agent. Reports events to its listener and has no display code.
 
 import {
   createLocalAudioTrack,
@@ -20,19 +20,19 @@ import { Failure, type Words } from "./words";
 
 const CONSENT = "csm.voice_consent";
 const AGENT_LIMIT_MS = 10_000;
-/** Without a packet for so long the line is taken for dead, well before LiveKit says so. */
+/** Time without packets after which the connection counts as lost; LiveKit reports it later. */
 const SILENT_LINE_MS = 3_000;
 
 export interface Listener {
-  /** How the agent is: `listening`, `thinking`, `speaking` and the like, or absent. */
+  /** The agent's state, such as `listening`, `thinking` or `speaking`, or absent. */
   agentState(state: string | null): void;
   /** Attributes of the agent. */
   facts(agent: Readonly<Record<string, string>>): void;
   said(speaker: Speaker, segment: string, text: string, final: boolean): void;
   turn(report: TurnReport): void;
-  /** A track to listen to, or none. */
+  /** The track to play, or null. */
   sound(side: Speaker, track: MediaStreamTrack | null): void;
-  /** Something is wrong (or null: no more), but the call goes on. */
+  /** A problem that does not end the call; null: it is over. */
   trouble(words: Words | null): void;
   playable(possible: boolean): void;
   muted(muted: boolean): void;
@@ -74,7 +74,7 @@ async function openMicrophone(deviceId: string): Promise<LocalAudioTrack> {
 
 export class Call {
   private readonly room = new Room({
-    // Muted, the microphone is off, and the browser shows it.
+    // Muting closes the microphone, and the browser shows that.
     publishDefaults: { stopMicTrackOnMute: true, dtx: false },
   });
   private readonly timers: number[] = [];
@@ -84,14 +84,14 @@ export class Call {
   private agent: RemoteParticipant | null = null;
   private hadAgent = false;
   private over = false;
-  /** All troubles at once; the gravest is told. */
+  /** Reports the gravest of the current problems. */
   private readonly troubles = new Map<string, Words>();
 
   constructor(private readonly listener: Listener) {
     this.listen();
   }
 
-  /** Returns when we are in the room, the agent or not. Raises Failure. */
+  /** Returns after joining the room, with or without an agent. Raises Failure. */
   async start(deviceId: string, consents: boolean): Promise<void> {
     try {
       this.microphone = await openMicrophone(deviceId);
@@ -128,11 +128,11 @@ export class Call {
     }
   }
 
-  /** False when it did not reach the call. */
+  /** Returns false if the value did not reach the server. */
   async consent(granted: boolean): Promise<boolean> {
     const us = this.room.localParticipant;
-    // The agent looks at changes only. Who refused here, agreed aloud and now refuses again makes
-    // one by clearing what was said: whatever is not "granted" refuses.
+    // The agent reacts only to changes. Clearing the value first makes a change for a caller who
+    // refused here, agreed aloud and refuses again: every value but "granted" is a refusal.
     const no = us.attributes[CONSENT] === "refused" ? "" : "refused";
     try {
       await us.setAttributes({ [CONSENT]: granted ? "granted" : no });
@@ -153,7 +153,7 @@ export class Call {
     }
   }
 
-  /** To be called by a click: browsers want one before they play. */
+  /** Must be called from a click handler: browsers play audio only after a click. */
   async playSound(): Promise<void> {
     await this.room.startAudio();
   }
@@ -215,9 +215,9 @@ export class Call {
         this.listener.said(speaker, segment, text, false);
       }
     } catch {
-      // A stream that a lost connection has cut: what came of it stays.
+      // A lost connection cut the stream; the received part stays.
     }
-    // Our words come as one stream for each guess; the agent's as one that grows until it is done.
+    // The caller's words come as one stream per interim result, the agent's as one growing stream.
     const final = !ours || attributes["lk.transcription_final"] === "true";
     this.listener.said(speaker, segment, text, final);
   }
@@ -275,7 +275,7 @@ export class Call {
     this.tellFacts();
   }
 
-  /** Packets come many times a second, and some every second even in silence. */
+  /** Packets arrive many times a second; in silence at least once a second. */
   private async checkLine(): Promise<void> {
     const stats = await this.agentTrack?.getRTCStatsReport();
     if (stats === undefined || this.over) return;

@@ -1,11 +1,13 @@
-// Where the time of a turn went: the agent's figures, and what the page heard itself.
+// The parts of a turn's latency, from the agent's figures and from the page's own measurement.
 
-/** The data message `csm.turn`; times in seconds, null where the agent has none. */
+/** The data message `csm.turn`; times in seconds, null if the agent did not measure them. */
 export interface TurnReport {
   turn: number;
   endpointing: number | null;
   stt: number | null;
   llm_ttft: number | null;
+  /** The LLM's first token until the TTS has its first sentence. */
+  first_sentence: number | null;
   tts_first_audio: number | null;
   e2e: number | null;
   voice: string;
@@ -13,7 +15,7 @@ export interface TurnReport {
 }
 
 export interface Part {
-  key: "stt" | "turn-end" | "llm" | "first-audio" | "network";
+  key: "stt" | "turn-end" | "llm" | "first-sentence" | "first-audio" | "network";
   name: string;
   seconds: number;
 }
@@ -24,9 +26,16 @@ export interface TurnTimes {
   parts: Part[];
 }
 
-const FIGURES = ["endpointing", "stt", "llm_ttft", "tts_first_audio", "e2e"] as const;
+const FIGURES = [
+  "endpointing",
+  "stt",
+  "llm_ttft",
+  "first_sentence",
+  "tts_first_audio",
+  "e2e",
+] as const;
 
-/** Null for what is no turn's report: the room's data is not ours alone. */
+/** Null if the message is not a turn's report: others may send data in the room too. */
 export function readReport(data: Uint8Array): TurnReport | null {
   let found: unknown;
   try {
@@ -40,13 +49,14 @@ export function readReport(data: Uint8Array): TurnReport | null {
     const value = fields[name];
     return typeof value === "number" && Number.isFinite(value) && value >= 0 ? value : null;
   };
-  const [endpointing, stt, llm_ttft, tts_first_audio, e2e] = FIGURES.map(figure);
+  const [endpointing, stt, llm_ttft, first_sentence, tts_first_audio, e2e] = FIGURES.map(figure);
   if (typeof fields["turn"] !== "number") return null;
   return {
     turn: fields["turn"],
     endpointing: endpointing ?? null,
     stt: stt ?? null,
     llm_ttft: llm_ttft ?? null,
+    first_sentence: first_sentence ?? null,
     tts_first_audio: tts_first_audio ?? null,
     e2e: e2e ?? null,
     voice: typeof fields["voice"] === "string" ? fields["voice"] : "",
@@ -55,32 +65,34 @@ export function readReport(data: Uint8Array): TurnReport | null {
 }
 
 /**
- * The parts in the order in which they pass. Speech-to-text runs inside the wait for the turn's
- * end, so that only the rest of that wait counts as "turn end". The last part is what remains of
- * the time that the page heard (or, where it heard none, of the agent's own whole).
+ * The parts in order of time. Speech-to-text runs during the wait for the end of the turn, so only
+ * the rest of that wait counts as "End of turn". The last part is the remainder of the total, which
+ * the page measured, or else of the agent's own total.
  */
 export function turnTimes(report: TurnReport, heard: number | null): TurnTimes | null {
   const total = believable(heard, report.e2e) ? heard : report.e2e;
   const waited = report.endpointing ?? 0;
   const stt = Math.min(report.stt ?? 0, waited);
   const llm = report.llm_ttft ?? 0;
+  const sentence = report.first_sentence ?? 0;
   const voice = report.tts_first_audio ?? 0;
-  const known = waited + llm + voice;
+  const known = waited + llm + sentence + voice;
   const whole = total ?? known;
   if (whole <= 0) return null;
-  // The LLM may begin before the turn has ended for certain: what ran beside the wait counts once.
+  // The LLM may begin before the turn's end is certain: time in parallel counts once.
   const beside = Math.min(Math.max(0, known - whole), llm);
   const parts: Part[] = [
     { key: "stt", name: "Speech to text", seconds: stt },
     { key: "turn-end", name: "End of turn", seconds: waited - stt },
     { key: "llm", name: "Language model", seconds: llm - beside },
+    { key: "first-sentence", name: "First sentence", seconds: sentence },
     { key: "first-audio", name: "First audio", seconds: voice },
     { key: "network", name: "Network, rest", seconds: Math.max(0, whole - known) },
   ];
   return { total: whole, parts };
 }
 
-/** What the page heard counts unless a noise of the caller's has plainly misled it. */
+/** Whether the page's measurement is plausible; noise from the caller can make it wrong. */
 function believable(heard: number | null, e2e: number | null): heard is number {
   return heard !== null && (e2e === null || (heard > 0.6 * e2e && heard < e2e + 5));
 }

@@ -1,4 +1,4 @@
-// The page: what is pressed goes to the call, what the call tells is shown.
+// The page: passes the user's input to the call and shows the call's events.
 
 import { LogLevel, Room, setLogLevel } from "livekit-client";
 import { Call, type Listener } from "./call";
@@ -82,9 +82,18 @@ function showSpeaking(heard: Heard): void {
   }
 }
 
+/** Whether the engine's model clones a reference (`csm.clones`). */
+let clones = true;
+
+/** The voice that replies are spoken in: a model that does not clone keeps the stock voice. */
+function heardVoice(voice: string): string {
+  return voice === "caller" && !clones ? "stock" : voice;
+}
+
 function showVoice(voice: string): void {
   const chip = find("voice");
-  chip.textContent = voiceName(voice);
+  const kept = heardVoice(voice) === voice ? "" : " (this model does not clone)";
+  chip.textContent = voiceName(heardVoice(voice)) + kept;
   chip.dataset["voice"] = voice || "none";
 }
 
@@ -96,8 +105,8 @@ function showEngine(agent: Readonly<Record<string, string>>): void {
 }
 
 /**
- * Consent can be given and taken back aloud, too: the voice tells. What was taken back aloud is
- * taken back here as well, so that the switch can grant it anew.
+ * Callers can also give and withdraw consent aloud; the voice attribute shows it. After a spoken
+ * withdrawal the switch goes off, so that it can grant consent again.
  */
 function followSpokenConsent(voice: string): void {
   const before = find("voice").dataset["voice"];
@@ -110,7 +119,7 @@ function followSpokenConsent(voice: string): void {
   }
 }
 
-/** Names are known only once the microphone is allowed. */
+/** Browsers tell device names only after microphone permission. */
 async function showMicrophones(): Promise<void> {
   const devices = await Room.getLocalDevices("audioinput", false).catch(() => []);
   const named = devices.filter((device) => device.deviceId !== "" && device.label !== "");
@@ -153,13 +162,15 @@ const listener: Listener = {
   },
   facts: (agent) => {
     const voice = agent["csm.voice"] ?? "";
+    clones = agent["csm.clones"] !== "false";
     followSpokenConsent(voice);
     showVoice(voice);
     showEngine(agent);
   },
   said: (speaker, segment, text, final) => transcript.show(speaker, segment, text, final),
   turn: (report) => {
-    transcript.showTimes(report, waves?.answeredAfter ?? null);
+    const heard = { ...report, voice: heardVoice(report.voice) };
+    transcript.showTimes(heard, waves?.answeredAfter ?? null);
     if (waves !== null) waves.answeredAfter = null;
   },
   sound: (side, track) => waves?.[side].listen(track),
@@ -196,7 +207,7 @@ async function begin(): Promise<void> {
     finish(error instanceof Failure ? error.words : { title: "The call failed.", text: String(error) });
     return;
   }
-  if (call !== made) return; // ended while it began
+  if (call !== made) return; // ended while it was starting
   transcript.clear();
   find("talk").hidden = false;
   showPhase("call");

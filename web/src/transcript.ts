@@ -1,4 +1,4 @@
-// The conversation as it is said, with each turn's times under the reply.
+// The live transcript, with each turn's latency under its reply.
 
 import { seconds, turnTimes, type TurnReport, type TurnTimes } from "./figures";
 import { voiceName } from "./voices";
@@ -31,7 +31,7 @@ export class Transcript {
     this.empty.hidden = false;
   }
 
-  /** What a speaker is known to have said of one segment, so far or for good. */
+  /** Shows a segment's text, interim or final. */
   show(speaker: Speaker, segment: string, text: string, final: boolean): void {
     if (text.trim() === "") return;
     const key = `${speaker} ${segment}`;
@@ -39,12 +39,12 @@ export class Transcript {
     const atEnd = this.atEnd();
     if (known.text.textContent !== text) known.text.textContent = text;
     known.item.classList.toggle("interim", !final);
-    // A screen reader waits for the whole sentence.
+    // A screen reader reads the segment only when it is final.
     known.item.setAttribute("aria-busy", String(!final));
     if (atEnd) this.follow();
   }
 
-  /** A turn's times go under the reply they are about, which is the last one without any. */
+  /** Adds a turn's latency to the last reply that has none yet. */
   showTimes(report: TurnReport, heard: number | null): void {
     const times = turnTimes(report, heard);
     if (times === null) return;
@@ -77,14 +77,14 @@ export class Transcript {
     return said;
   }
 
-  /** All bars on one scale, that of the slowest turn. */
+  /** All bars have one scale, set by the slowest turn. */
   private scale(): void {
     for (const bar of this.list.querySelectorAll<HTMLElement>(".bar")) {
       bar.style.width = `${(100 * Number(bar.dataset["total"])) / this.longest}%`;
     }
   }
 
-  /** Who reads further up is left there. */
+  /** Does not scroll if the user has scrolled up. */
   private atEnd(): boolean {
     return this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < 80;
   }

@@ -1,4 +1,4 @@
-// The names by which the agent tells in whose voice it speaks (attribute `csm.voice`).
+// Labels of the agent's voice, from the attribute `csm.voice`.
 
 export function voiceName(voice: string): string {
   switch (voice) {

@@ -1,6 +1,6 @@
-// Both sides' sound: how loud each is, who speaks, and its picture.
+// The audio of both sides: levels, speech activity and waveforms.
 
-/** RMS at which somebody speaks: -46 dB of full scale. */
+/** RMS above which a level counts as speech: -46 dB of full scale. */
 const LOUD = 0.005;
 /** Pauses between words count as speaking. */
 const HOLD_MS = 350;
@@ -24,7 +24,7 @@ export class Side {
     this.samples = new Float32Array(this.analyser.fftSize);
   }
 
-  /** null: nothing is to be heard any more. */
+  /** null: no track any more. */
   listen(track: MediaStreamTrack | null): void {
     this.source?.disconnect();
     this.source = null;
@@ -33,7 +33,7 @@ export class Side {
     this.source.connect(this.analyser);
   }
 
-  /** Takes the level of this moment; true while somebody speaks. */
+  /** Measures the current level; returns true during speech. */
   measure(now: number): boolean {
     let level = 0;
     if (this.source !== null) {
@@ -84,7 +84,7 @@ export class Side {
     }
   }
 
-  /** Nothing scrolls for those who asked for less motion. */
+  /** With the system setting for reduced motion, nothing scrolls. */
   private drawMeter(
     pen: CanvasRenderingContext2D,
     style: CSSStyleDeclaration,
@@ -104,7 +104,7 @@ export class Side {
   }
 }
 
-/** A share of the height: none at -50 dB of full scale, all at -4, and louder parts stand out. */
+/** Bar height as a fraction: 0 at -50 dB of full scale, 1 at -4 dB; squared for contrast. */
 function shown(level: number): number {
   const decibels = 20 * Math.log10(Math.max(level, 1e-5));
   return Math.min(1, Math.max(0, (decibels + 50) / 46)) ** 2;
@@ -116,13 +116,12 @@ export interface Heard {
 }
 
 /**
- * Listens to both sides until `stop`; tells who speaks whenever that changes, and how long the
- * agent took to answer.
+ * Measures both sides until `stop`; reports changes of who speaks, and the agent's latency.
  */
 export class Waves {
   readonly agent: Side;
   readonly you: Side;
-  /** Seconds from the end of our last words to the reply's first sound; null: not heard. */
+  /** Seconds from the end of the caller's speech to the reply's first sound; null: unknown. */
   answeredAfter: number | null = null;
   private readonly timer: number;
   private readonly still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -160,7 +159,7 @@ export class Waves {
     this.you.draw(still);
   }
 
-  /** The first sound after we spoke is an answer; one after a pause in a reply is not. */
+  /** The first sound after the caller spoke is an answer; one after a pause in a reply is not. */
   private noteAnswer(now: number): void {
     const spoke = this.you.lastLoud;
     if (spoke <= this.answerBegan || document.hidden) return;

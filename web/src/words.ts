@@ -1,4 +1,4 @@
-// What the page says when something fails: the cause, and what to do about it.
+// The page's error messages: each names the cause and the remedy.
 
 import { ConnectionError, ConnectionErrorReason, DisconnectReason } from "livekit-client";
 
@@ -7,7 +7,7 @@ export interface Words {
   text: string;
 }
 
-/** A failure that has its words already. */
+/** An error with its message for the user. */
 export class Failure extends Error {
   constructor(readonly words: Words) {
     super(words.title);
@@ -18,19 +18,19 @@ const words = (title: string, text: string): Words => ({ title, text });
 
 export const NO_AGENT = words(
   "The agent is not here yet.",
-  "It may be busy or not running. We keep waiting; you can also hang up and start again. Where the agent was started, the terminal says more.",
+  "It may be busy or not running. The page keeps waiting; you can also hang up and start again. The terminal in which the agent runs says more.",
 );
 export const AGENT_LEFT = words(
   "The agent has left the call.",
-  "Hang up and start again; if it does not come back, look where it was started.",
+  "Hang up and start again; if it does not come back, look at the terminal in which it runs.",
 );
 export const RECONNECTING = words(
   "The connection is lost. Reconnecting…",
-  "Nothing you say now is heard. The call goes on by itself when the network is back.",
+  "Your speech is not transmitted now. The call continues by itself when the network is back.",
 );
 export const SILENT_LINE = words(
   "Nothing arrives from the other side.",
-  "The network is slow or away. The call goes on by itself when it is back.",
+  "The network is slow or down. The call continues by itself when it is back.",
 );
 export const SOUND_BLOCKED = words(
   "The browser keeps the sound off.",
@@ -42,7 +42,7 @@ export const MICROPHONE_GONE = words(
 );
 export const CONSENT_FAILED = words(
   "The switch for your voice did not reach the call.",
-  "It is as it was before; try once more. Hanging up ends any use of your voice.",
+  "Nothing has changed; try once more. Hanging up ends any use of your voice.",
 );
 const SERVER_DOWN = words(
   "The server of this page does not answer.",
@@ -50,11 +50,11 @@ const SERVER_DOWN = words(
 );
 const LIVEKIT_DOWN = words(
   "The call server cannot be reached.",
-  "LiveKit is down, or a firewall is in between. Check that it runs, then start the call again.",
+  "LiveKit is down, or a firewall blocks it. Check that it runs, then start the call again.",
 );
 const REFUSED = words(
   "The call server refused this call.",
-  "The pass for it was too old or wrong. Start the call again; if it stays so, check LiveKit's key.",
+  "Its token was too old or wrong. Start the call again; if that fails too, check LiveKit's key.",
 );
 
 export function ofMicrophone(error: unknown): Words {
@@ -76,7 +76,7 @@ export function ofMicrophone(error: unknown): Words {
     case "AbortError":
       return words(
         "The microphone cannot be opened.",
-        "Another program may hold it. Close that one, then start the call again.",
+        "Another program may use it. Close that program, then start the call again.",
       );
     default:
       return words("The microphone does not work.", "Choose another one below and try again.");
@@ -84,7 +84,7 @@ export function ofMicrophone(error: unknown): Words {
 }
 
 export const INSECURE = words(
-  "The browser gives no microphone to this address.",
+  "The browser allows no microphone at this address.",
   "Open the page by https, or on this machine by http://localhost.",
 );
 
@@ -96,12 +96,12 @@ export function ofToken(status: number, retryAfter: string | null): Words {
     );
   }
   return words(
-    "The server of this page gave no pass for a call.",
-    `It answered ${status}. Load the page again; if it stays so, look at its log.`,
+    "The server of this page gave no token for a call.",
+    `It answered ${status}. Load the page again; if that fails too, look at the server's log.`,
   );
 }
 
-/** `fetch` itself failed: nobody is there. */
+/** `fetch` itself failed: the server does not answer. */
 export const ofFetch = (): Words => SERVER_DOWN;
 
 export function ofConnecting(error: unknown): Words {
@@ -109,7 +109,7 @@ export function ofConnecting(error: unknown): Words {
   return error.reason === ConnectionErrorReason.NotAllowed ? REFUSED : LIVEKIT_DOWN;
 }
 
-/** Why LiveKit ended a call; null when we hung up ourselves. */
+/** The reason why LiveKit ended the call; null if the user hung up. */
 export function ofEnding(reason: DisconnectReason | undefined): Words | null {
   switch (reason) {
     case DisconnectReason.CLIENT_INITIATED:
@@ -119,13 +119,13 @@ export function ofEnding(reason: DisconnectReason | undefined): Words | null {
       return words("The call was ended by the other side.", "Start a new one whenever you like.");
     case DisconnectReason.PARTICIPANT_REMOVED:
     case DisconnectReason.DUPLICATE_IDENTITY:
-      return words("You were taken out of the call.", "Start a new one.");
+      return words("You were removed from the call.", "Start a new one.");
     case DisconnectReason.SERVER_SHUTDOWN:
       return words("The call server has stopped.", "When it is back, start a new call.");
     default:
       return words(
         "The call is lost.",
-        "The network or the call server went away and did not come back. Start a new call.",
+        "The network or the call server failed and did not come back. Start a new call.",
       );
   }
 }

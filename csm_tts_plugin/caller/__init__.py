@@ -1,0 +1,1 @@
+"""Turns the caller's words and consent into the voice of the replies. Independent of LiveKit."""

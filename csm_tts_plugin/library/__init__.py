@@ -1,0 +1,1 @@
+"""The API of csm-streaming-tf on this engine."""

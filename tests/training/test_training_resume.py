@@ -1,0 +1,132 @@
+"""Resumed training equals uninterrupted training: two steps at once, or one step twice."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from training import batches, codec, common, crops, drawn, ear, encode, lm, spec
+from training.corpus import STOCK
+from training.spec import CODEBOOKS, CODES, FRAME, MIMI
+
+START = "start"
+"""Stands for the folder of a codec."""
+GREEDY = {"top_k": 1, "depth_decoder_top_k": 1}
+LENGTH = 6
+"""Frames of an utterance."""
+
+
+def write_shard(work: Path, number: int, count: int = 4) -> None:
+    """Noise on the grid, with random codes."""
+    random_ = np.random.default_rng(number)
+    columns = {"text": ["Noise."] * count, "symbols": ["ptkxA1"] * count,
+               "frames": ["ptkxA1"] * count, "voice": [STOCK] * count,
+               "group": list(range(count))}  # fmt: skip
+    audio = random_.integers(-9000, 9000, count * LENGTH * FRAME).astype(np.int16)
+    codes = random_.integers(1, CODES, (count * LENGTH, CODEBOOKS)).astype(np.int16)
+    for kind, values in (("corpus", {"audio": audio}), ("codes", {"codes": codes})):
+        (work / kind).mkdir(exist_ok=True)
+        np.savez(work / kind / f"shard-{number:05d}.npz", **columns, **values)
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path, monkeypatch):
+    """A corpus of two shards, small batches, and a checkpoint after every step."""
+    for number in range(2):
+        write_shard(tmp_path, number)
+    small_mimi = {**MIMI, "num_filters": 4, "hidden_size": 64, "upsample_groups": 64}
+    monkeypatch.setattr("training.spec.MIMI", small_mimi)
+    monkeypatch.setattr(crops, "BATCH", 1)
+    monkeypatch.setattr(crops, "FRAMES", 4)
+    monkeypatch.setattr(batches, "ROWS", 2)
+    monkeypatch.setattr(common.Clock, "due", lambda *_: True)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+
+
+def run(monkeypatch, trainer, work: Path, *options: str) -> None:
+    command = [trainer.__name__, "--work", str(work), "--device", "cpu", "--steps", "2", *options]
+    monkeypatch.setattr("sys.argv", command)
+    trainer.main()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "name", "options"),
+    [
+        (ear, "ear.safetensors", []),
+        (codec, "codec.safetensors", []),
+        (codec, "codec.safetensors", ["--start", START, "--encoder-from", "7"]),
+        (codec, "decoder.safetensors", ["--freeze", "--name", "decoder.safetensors"]),
+        (lm, "lm.safetensors", []),
+    ],
+    ids=["ear", "codec", "from another codec", "decoder", "lm"],
+)
+def test_a_trainer_goes_on_exactly_where_it_stopped(tmp_path, monkeypatch, trainer, name, options):
+    if START in options:
+        run(monkeypatch, codec, tmp_path, "--until", "0")
+        (tmp_path / name).unlink()
+        (tmp_path / "codec").rename(tmp_path / START)
+        options = [str(tmp_path / START) if one == START else one for one in options]
+    run(monkeypatch, trainer, tmp_path, *options, "--until", "1")
+    first = load_file(tmp_path / name)
+    run(monkeypatch, trainer, tmp_path, *options)
+    resumed = load_file(tmp_path / name)
+    (tmp_path / name).unlink()
+    run(monkeypatch, trainer, tmp_path, *options)
+    at_once = load_file(tmp_path / name)
+    assert any(not torch.equal(first[key], resumed[key]) for key in first)
+    assert all(torch.equal(resumed[key], at_once[key]) for key in at_once)
+
+
+def test_the_decoder_alone_leaves_encoder_and_codebooks_as_they_were(tmp_path, monkeypatch):
+    run(monkeypatch, ear, tmp_path)
+    run(monkeypatch, codec, tmp_path, "--until", "0")
+    before = load_file(tmp_path / "codec" / "model.safetensors")
+    start, pleased = str(tmp_path / "codec"), str(tmp_path / "ear.safetensors")
+    run(monkeypatch, codec, tmp_path, "--freeze", "--name", "decoder.safetensors",
+        "--start", start, "--ear", pleased)  # fmt: skip
+    after = load_file(tmp_path / "codec" / "model.safetensors")
+    changed = {key for key in after if not torch.equal(before[key], after[key])}
+    assert changed
+    assert {key.split(".")[0] for key in changed} <= {"upsample", "decoder_transformer", "decoder"}
+
+
+def codes_of(work: Path, kind: str) -> np.ndarray:
+    return np.concatenate([row["codes"] for row in encode.load(work, [1], kind)])
+
+
+def test_with_as_many_passes_as_frames_the_model_draws_what_it_says_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.drawn.GENERATION", {**spec.GENERATION, **GREEDY})
+    run(monkeypatch, lm, tmp_path, "--check", "1")
+
+    def said(passes: int) -> np.ndarray:
+        monkeypatch.setattr("sys.argv", ["drawn", "--work", str(tmp_path), "--passes", str(passes)])
+        drawn.main()
+        return codes_of(tmp_path, "drawn")
+
+    alone = said(LENGTH)
+    assert np.array_equal(alone, said(LENGTH + 2))
+    assert not np.array_equal(alone, said(1))
+    assert alone.min() >= 0
+    assert alone[:, 0].min() > spec.END
+    assert alone.max() < CODES
+
+
+def test_the_decoder_learns_from_drawn_codes_too(tmp_path, monkeypatch):
+    run(monkeypatch, lm, tmp_path, "--check", "1")
+    monkeypatch.setattr("sys.argv", ["drawn", "--work", str(tmp_path)])
+    drawn.main()
+    learnt = {}
+    for kind in ("codes", "drawn"):
+        name = f"{kind}.safetensors"
+        run(monkeypatch, codec, tmp_path, "--freeze", "--codes", kind, "--name", name)
+        learnt[kind] = load_file(tmp_path / name)
+    assert any(not torch.equal(learnt["codes"][k], learnt["drawn"][k]) for k in learnt["codes"])
+
+
+def test_an_ear_hears_no_difference_where_there_is_none():
+    hearing = ear.Ear()
+    sound = torch.randn(1, 1, 4 * FRAME, generator=torch.Generator().manual_seed(1)) * 0.1
+    assert hearing.distance(sound, sound) == 0
+    assert hearing.distance(torch.zeros_like(sound), sound) > 0.2

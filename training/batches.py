@@ -1,0 +1,145 @@
+"""Batches for the language model: turns of the corpus as sequences in CSM's prompt format."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .common import batch_random
+from .corpus import STOCK
+from .spec import AUDIO, AUDIO_END, BOS, CODEBOOKS, EOS, SPECIAL, VOCAB, WIDTH
+
+ROWS = 16
+"""Sequences in a batch."""
+SHARES = (0.55, 0.35, 0.1)
+"""Shares of sequences with no turn before, a turn of the stock voice, another speaker's turn."""
+HIDDEN = VOCAB - 1
+"""The padding id, used for masked frames."""
+SPEAKERS = ("0", "0", "0", "0", "1", "1", "2", "agent", "caller", "stock")
+
+
+@dataclass
+class Sequences:
+    """A padded batch. Tensors are (rows, length); `shown` and `codes` are (rows, length, 8)."""
+
+    text: torch.Tensor
+    """Token ids; AUDIO for frames, AUDIO_END for end frames."""
+    shown: torch.Tensor
+    """The codes that the model gets, with masked and replaced ones."""
+    codes: torch.Tensor
+    """The true codes of frames and end frames."""
+    position: torch.Tensor
+    weight: torch.Tensor
+    """Weight of this position in the loss; 0 if it is not a frame."""
+
+    def to(self, device: str) -> Sequences:
+        """The batch on a device."""
+        return Sequences(*(value.to(device) for value in vars(self).values()))
+
+
+def token(character: str) -> int:
+    return len(SPECIAL) + ord(character) - 0x20
+
+
+def hide(codes: np.ndarray, random_: random.Random, share: float) -> np.ndarray:
+    """Masks a share of the frames, and gives up to a tenth the codes of another frame."""
+    shown, count = codes.copy(), len(codes)
+    lots = np.array([random_.random() for _ in range(count)])
+    wrong = lots > 1 - 0.1 * min(share * 2, 1)
+    shown[wrong] = codes[[random_.randrange(count) for _ in range(int(wrong.sum()))]]
+    shown[lots < share] = HIDDEN
+    return shown
+
+
+def build_turn(
+    row: dict, symbols: str, speaker: str, random_: random.Random, share: float, pads: int
+) -> tuple[list[int], list[int], np.ndarray, np.ndarray, int]:
+    """One turn: token ids, positions within the turn, shown codes, true codes, its length."""
+    head = [BOS, *map(token, f"[{speaker}]")]
+    places = list(range(len(symbols)))
+    places += sorted(random_.sample(range(len(symbols), WIDTH), min(pads, WIDTH - len(symbols))))
+    text = [*head, *(token(symbols[i] if i < len(symbols) else " ") for i in places), EOS]
+    position = [*range(len(head)), *(len(head) + i for i in places), len(head) + WIDTH]
+    frames = len(row["codes"])
+    ids = [*text, *[AUDIO] * frames, AUDIO_END]
+    position += range(position[-1] + 1, position[-1] + 2 + frames)
+    codes = np.zeros((len(ids), CODEBOOKS), np.int64)
+    codes[len(text) : -1] = row["codes"]
+    shown = codes.copy()
+    shown[len(text) : -1] = hide(codes[len(text) : -1], random_, share)
+    return ids, position, shown, codes, position[-1] + 1
+
+
+def share_hidden(random_: random.Random) -> float:
+    """The share of a turn's own frames to mask: none, half, or nearly all."""
+    return random_.choices((0.0, 0.5, 0.95), (0.3, 0.4, 0.3))[0]
+
+
+def build(turns: list[dict], random_: random.Random, full: bool) -> dict[str, np.ndarray]:
+    """A sequence of turns; only turns of the stock voice count in the loss."""
+    speaker = random_.choice(SPEAKERS)
+    ids, position, shown, codes, weight, start = [], [], [], [], [], 0
+    for row in turns:
+        stock = row["voice"] == STOCK
+        share = share_hidden(random_) if stock else 0.0
+        turn = build_turn(row, row["symbols"], speaker, random_, share, WIDTH if full else 6)
+        ids += turn[0]
+        position += [start + p for p in turn[1]]
+        shown.append(turn[2])
+        codes.append(turn[3])
+        weight += [float(stock and token in (AUDIO, AUDIO_END)) for token in turn[0]]
+        start += turn[4]
+    return {
+        "text": np.array(ids),
+        "position": np.array(position),
+        "shown": np.concatenate(shown),
+        "codes": np.concatenate(codes),
+        "weight": np.array(weight, np.float32),
+    }
+
+
+def collate(items: list[dict[str, np.ndarray]]) -> Sequences:
+    """Pads on the right; attention is causal, so padding has no effect."""
+    length = max(len(item["text"]) for item in items)
+
+    def stack(key: str) -> torch.Tensor:
+        first = items[0][key]
+        out = np.zeros((len(items), length, *first.shape[1:]), first.dtype)
+        for line, item in enumerate(items):
+            out[line, : len(item[key])] = item[key]
+        return torch.from_numpy(out)
+
+    return Sequences(*(stack(k) for k in ("text", "shown", "codes", "position", "weight")))
+
+
+class Corpus:
+    """Draws batches with rows of similar length: a turn of the stock voice alone, after another
+    turn of its own, or after a turn of another speaker, whose voice it must not take on."""
+
+    def __init__(self, rows: list[dict], shares: tuple[float, ...] = SHARES) -> None:
+        self.shares = shares
+        self.stock = [row for row in rows if row["voice"] == STOCK]
+        self.others = [row for row in rows if row["voice"] != STOCK]
+
+    def draw(self, random_: random.Random) -> list[dict]:
+        """Turns of a sequence; the last has the stock voice."""
+        before = random_.choices(("nothing", "own", "other"), self.shares)[0]
+        own = random_.sample(self.stock, 2)
+        if before == "other" and self.others:
+            return [random_.choice(self.others), own[0]]
+        return own if before == "own" else own[:1]
+
+    def batch(self, seed: int, step: int) -> Sequences:
+        """The batch of a step, determined by seed, step and corpus."""
+        random_ = batch_random(seed, step)
+        pool = sorted((self.draw(random_) for _ in range(ROWS * 4)), key=_frames)
+        start = random_.randrange(len(pool) - ROWS + 1)
+        full = random_.random() < 0.06
+        return collate([build(turns, random_, full) for turns in pool[start : start + ROWS]])
+
+
+def _frames(turns: list[dict]) -> int:
+    return sum(len(turn["codes"]) for turn in turns)
