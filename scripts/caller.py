@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import soxr
 from livekit import rtc
 
 from .caller_recording import RATE, TICK, TICK_S, Pcm, Recording
+from .leaving import leave
 
 LOUD = 10 ** (-50 / 20) * 32768
 """RMS of 10 ms, 50 dB below full scale; a louder frame counts as speech."""
@@ -268,4 +268,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ GRANTED = "granted"
 """The only value of the attribute that grants; any other value refuses."""
 
 YES_KEY, STOP_KEY = "1", "0"
+
+_ONE_SENTENCE_S = 6.0
+"""Within this time two pieces may be one sentence: lost packets or a pause can split it."""
 
 
 class State(StrEnum):
@@ -97,6 +101,8 @@ class VoiceConsent:
     """Key pressed while the question was being spoken."""
     _answering: bool = field(default=False, init=False)
     """The caller has said something after the question."""
+    _piece: tuple[float, str] = field(default=(-math.inf, ""), init=False, repr=False)
+    """When the caller said the last piece, and its text."""
 
     @property
     def granted(self) -> bool:
@@ -168,17 +174,23 @@ class VoiceConsent:
         of an earlier turn may arrive after the question; it is not taken as the answer.
         """
         before = ended is not None and ended < self._asking_at
+        sentence = self._with_piece_before(text, self.now() if ended is None else ended)
+        answer = Answer.UNCLEAR
+        if self.state is State.ASKED and text.strip() and not before:
+            self._answering = True
+            answer = self.phrases.answer_of(text)
         if self.phrases.wants_stop(text):
             self._decline("spoken")
         elif self.phrases.wishes_voice(text):
             self._grant(Path.WISH)
-        elif self.state is State.ASKED and text.strip() and not before:
-            self._answering = True
-            answer = self.phrases.answer_of(text)
-            if answer is Answer.YES:
-                self._grant(Path.SPOKEN)
-            elif answer is Answer.NO:
-                self._decline("spoken")
+        elif answer is Answer.YES:
+            self._grant(Path.SPOKEN)
+        elif answer is Answer.NO or self.phrases.wants_stop(sentence):
+            self._decline("spoken")
+
+    def _with_piece_before(self, text: str, ended: float) -> str:
+        (at, piece), self._piece = self._piece, (ended, text)
+        return f"{piece} {text}" if ended - at < _ONE_SENTENCE_S else text
 
     def understood(self) -> bool:
         """The LLM interprets the caller's last words as a yes. Returns whether consent is granted.

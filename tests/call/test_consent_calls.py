@@ -53,6 +53,8 @@ class Voice(centre.Caller):
         super().__init__()
         self.voices: list[str] = []
         """The attribute `csm.voice` over time."""
+        self.events: list[str] = []
+        """What was said and understood, in order; for the message of a failed call."""
         self._microphone = caller.Microphone(caller.Recording())
 
     def listen(self) -> None:
@@ -73,6 +75,7 @@ class Voice(centre.Caller):
         for _ in range(3):
             await until(lambda: self.agent_state == "listening", "the agent listens")
             before = len(self.texts)
+            self.events.append(f"says {file.stem}")
             await self._microphone.speak(Line(str(file)).load())
             await until(lambda: self.texts[before:], f"a reply to {file.stem}")  # noqa: B023
             if "did not hear" not in self.texts[-1]:
@@ -96,6 +99,14 @@ class Voice(centre.Caller):
     async def hears_the_agent(self) -> None:
         await until(lambda: self.voices[-1] == "stock", "the stock voice")
 
+    async def stops(self) -> None:
+        """Says it again where speech-to-text did not understand it, as people do."""
+        for _ in range(4):
+            await self.say(SPEECH / "stop.flac")
+            with suppress(AssertionError):
+                return await centre.until(lambda: self.voices[-1] == "stock", "it", limit_s=30.0)
+        raise AssertionError("still in the caller's voice")
+
     async def attribute(self, value: str) -> None:
         done = self.room.local_participant.set_attributes({"csm.voice_consent": value})
         await asyncio.wait_for(done, 60)
@@ -114,11 +125,14 @@ class Voice(centre.Caller):
     def _look(self, changed: dict[str, str], person: rtc.Participant) -> None:
         if "csm.voice" in changed and person.identity != ME:
             self.voices.append(changed["csm.voice"])
+            self.events.append(f"voice: {self.voices[-1]}")
 
     async def _take(self, reader: rtc.TextStreamReader, who: str) -> None:
         text = await reader.read_all()
-        if who != ME and text.strip():
-            self.texts.append(text)
+        if text.strip():
+            self.events.append(f"{'understood' if who == ME else 'agent'}: {text.strip()}")
+            if who != ME:
+                self.texts.append(text)
 
 
 def script() -> AbstractContextManager[str]:
@@ -171,6 +185,8 @@ class Calls:
             await voice.begin()
             yield voice
             self.voices[name], self.questions[name] = list(voice.voices), voice.questions
+        except AssertionError as error:
+            raise AssertionError("; ".join([f"{name}: {error}", *voice.events])) from None
         finally:
             await voice.hang_up()
 
@@ -209,8 +225,7 @@ async def by_word(calls: Calls) -> None:
         await me.say(SPEECH / "yes.flac")
         await me.hears_itself()
         await calls.in_use()
-        await me.say(SPEECH / "stop.flac")
-        await me.hears_the_agent()
+        await me.stops()
 
 
 async def by_llm(calls: Calls) -> None:
@@ -219,8 +234,7 @@ async def by_llm(calls: Calls) -> None:
         await me.say(path_of(AGREEING))
         await me.hears_itself()
         await calls.in_use()
-        await me.say(SPEECH / "stop.flac")
-        await me.hears_the_agent()
+        await me.stops()
 
 
 async def by_key(calls: Calls) -> None:

@@ -146,6 +146,21 @@ def test_consent_is_taken_back_by_every_path(stop):
     assert not consent.wants_asking
 
 
+@pytest.mark.parametrize(
+    ("apart_s", "first", "then", "ends"),
+    [
+        (2.0, "Please stop using", "my voice.", True),
+        (20.0, "Please stop using", "my voice.", False),
+        (2.0, "It did not stop.", "Use my voice.", False),
+    ],
+)
+def test_a_stop_may_come_in_two_pieces_and_a_wish_after_a_no_is_none(apart_s, first, then, ends):
+    consent = granted()
+    consent.heard(first, 100.0)
+    consent.heard(then, 100.0 + apart_s)
+    assert consent.granted is not ends
+
+
 def test_after_a_withdrawal_only_the_caller_s_own_wish_grants_again():
     consent = granted()
     consent.heard("Stop using my voice.")
