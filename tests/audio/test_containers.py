@@ -23,7 +23,7 @@ from csm_tts_plugin.errors import AudioError
 from tests.audio.test_audio_reference import encoded, tone
 
 KINDS = [
-    # container, codec, rate, how the file is called where people meet it
+    # container, codec, rate; the id is the usual name of such a file
     pytest.param("mp3", "libmp3lame", 44_100, id="mp3"),
     pytest.param("ipod", "aac", 48_000, id="m4a"),
     pytest.param("mp4", "aac", 16_000, id="mp4"),
@@ -116,14 +116,14 @@ def test_a_small_file_of_hours_costs_no_memory_here():
 
 
 def containers_peak():
-    """Bytes of this process at its fullest."""
+    """Peak memory of this process in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def test_a_header_that_makes_tables_of_gigabytes_ends_in_its_own_process():
-    """A fragment that promises 2**30 samples of no bytes each: four bytes changed."""
+    """A fragment that declares 2**30 samples of 0 bytes each: four bytes changed."""
     data = bytearray(made("mp4", "aac", 48_000, fragmented=True))
     at = data.index(b"trun")
     flags = struct.unpack(">I", data[at + 4 : at + 8])[0] & 0x00000F
@@ -174,11 +174,11 @@ def test_the_kind_is_told_by_the_first_bytes_not_by_the_name(tmp_path):
     assert abs(pitch(load_reference(path)) - 300) < 2
 
 
-# What was refused with a misleading word
+# Once refused with a misleading message
 
 
 def test_a_wav_that_was_streamed_to_a_pipe_is_read():
-    """Programs that cannot go back write 0, or the largest number, for the length."""
+    """Programs that cannot seek back write 0, or the largest number, as the length."""
     whole = encode_wav(tone())
     for length in (0, 0xFFFFFFFF):
         data = bytearray(whole)

@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).with_name("perth_marked.flac")
 
 @pytest.fixture(scope="module")
 def speech():
-    """[51, 1920]: a man, at 24 kHz."""
+    """[51, 1920]: a man's speech at 24 kHz."""
     samples = heard(READER[1], RATE).samples
     frames = len(samples) // FRAME_SAMPLES
     return samples[: frames * FRAME_SAMPLES].reshape(frames, FRAME_SAMPLES)
@@ -33,7 +33,7 @@ def whole(frames):
 
 
 def streamed(marker, row, frames, sizes, others=None):
-    """`frames` through `row` of a batch that noise fills, in pieces of `sizes`, over and over."""
+    """`frames` through `row` of a batch, other rows are noise; in pieces of `sizes`, repeated."""
     rng, out, at = np.random.default_rng(0), [], 0
     while at < len(frames):
         size = min(sizes[len(out) % len(sizes)], len(frames) - at)
@@ -87,7 +87,7 @@ def test_it_is_the_mark_that_perth_makes(speech):
     plain = speech.reshape(-1)[rate : 2 * rate]
     ours = whole(speech)[rate : 2 * rate]
     assert decibels(plain - golden) > -50.0, "the recording is another one"
-    # The weights have 8 bits here: 45 dB below the mark itself.
+    # The error of the 8-bit weights is 45 dB below the mark itself.
     assert decibels(ours - golden) < decibels(plain - golden) - 35.0
 
 
@@ -115,7 +115,7 @@ def test_weights_that_are_not_those_shipped_are_refused(monkeypatch, tmp_path, d
 
 
 def faded(frames, sizes, begin):
-    """What goes out of a stream that may wait from frame `begin` on, piece by piece."""
+    """The output pieces of a stream that may be delayed from frame `begin` on."""
     marker, fade, at, out = Marker(1), Fade(), 0, []
     for size in sizes:
         plain = torch.from_numpy(frames[at : at + size].reshape(1, -1))
@@ -141,7 +141,7 @@ def faded(frames, sizes, begin):
     ],
 )
 def test_sound_goes_out_as_it_is_and_then_marked(speech, sizes, begin):
-    """Nothing is lost, doubled or moved; the mark comes in over the first frame that waited."""
+    """No sample is lost, repeated or shifted; the mark fades in over the first delayed frame."""
     frames = speech[: sum(sizes)]
     out = np.concatenate(faded(frames, sizes, begin)).reshape(-1, FRAME_SAMPLES)
     wanted = whole(frames).reshape(-1, FRAME_SAMPLES)

@@ -28,7 +28,7 @@ from tests.support import waiting
 from tests.support.endpoint import completion, endpoint
 
 LIMIT_S = 240.0
-"""Of every wait: generous, for the machine may be busy."""
+"""Limit of every wait; high, because the machine may be busy."""
 _LOUD = 0.003 * 32768
 _RATE = 24_000
 
@@ -53,7 +53,7 @@ def free_port() -> int:
 
 
 class AgentWorker:
-    """`agent.py start`; its own health page tells what it does. `figures`: for its metrics."""
+    """`agent.py start`; its health page reports its state. `figures`: folder for its metrics."""
 
     def __init__(self, log: Path, env: dict[str, str], figures: Path) -> None:
         self._metrics = free_port()
@@ -104,11 +104,11 @@ class Caller:
     def __init__(self) -> None:
         self.room = rtc.Room()
         self.texts: list[str] = []
-        """The agent's replies, each when it has ended."""
+        """The agent's replies, each added when it has ended."""
         self.heard_s = 0.0
-        """Seconds of the agent's sound that were not silent."""
+        """Seconds of the agent's audio that were not silent."""
         self.longest_rest_s = 0.0
-        """Between two that were not, since it was last set to 0."""
+        """Longest time between two frames that were not silent, since this was last set to 0."""
         self._tasks: set[asyncio.Task] = set()
 
     def listen(self) -> None:
@@ -182,8 +182,8 @@ def refusals(server: LiveKitServer) -> int:
 
 @asynccontextmanager
 async def greeted(server: LiveKitServer):
-    """A caller who hears a greeting begin, and calls again where no worker takes the call: workers
-    tell LiveKit every 2.5 s that there is room again.
+    """A caller who was greeted; calls again while no worker takes the call, because workers report
+    only every 2.5 s to LiveKit that they have capacity again.
     """
     async with AsyncExitStack() as call:
         async with asyncio.timeout(LIMIT_S):
@@ -193,7 +193,7 @@ async def greeted(server: LiveKitServer):
 
 
 async def _taken(server: LiveKitServer, call: AsyncExitStack) -> Caller:
-    """Calls until a worker takes it; `call` hangs up."""
+    """Calls until a worker takes the call; closing `call` hangs up."""
     while True:
         before = refusals(server)
         caller = await call.enter_async_context(calling(server))
@@ -204,7 +204,7 @@ async def _taken(server: LiveKitServer, call: AsyncExitStack) -> Caller:
 
 
 def parrot() -> AbstractContextManager[str]:
-    """An OpenAI-compatible LLM that says what was said to it; its address."""
+    """An OpenAI-compatible LLM that repeats the last message; its address."""
 
     def answer(body: bytes) -> bytes:
         said = json.loads(body)["messages"][-1]["content"]

@@ -26,7 +26,7 @@ def livekit_server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def quick_engine():
-    """An engine without a model, for calls that are about something else: its environment."""
+    """The environment of an engine without a model, for calls that test something else."""
     command = (sys.executable, "-m", "tests.support.serve_stand_in", "serve")
     config = EngineConfig(model="ready", device="cpu")
     with EngineProcess(config, ServerConfig(port=0), command=command) as engine:

@@ -1,5 +1,5 @@
-"""An agent's session in the test's own process, in a room of a real LiveKit server: every frame and
-every event of it can be seen.
+"""An agent's session in the test's own process, in a room of a real LiveKit server: the test sees
+every frame and event.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KINDS = [rtc.ParticipantKind.PARTICIPANT_KIND_SIP, rtc.ParticipantKind.PARTICIPA
 
 
 class Job:
-    """What an agent asks of the job that it runs in; only `agent.py start` has LiveKit's own."""
+    """The part of LiveKit's job context that agents use; only `agent.py start` has a real one."""
 
     def __init__(self, room: rtc.Room, livekit: api.LiveKitAPI) -> None:
         self.room, self.livekit = room, livekit
@@ -35,7 +35,7 @@ class Job:
 
 @asynccontextmanager
 async def job_in(server, room_name: str):
-    """A job whose room is joined."""
+    """A job that has joined its room."""
     room = rtc.Room()
     async with api.LiveKitAPI(server.url, server.key, server.secret) as livekit:
         token = api.AccessToken(server.key, server.secret).with_identity("agent").with_kind("agent")

@@ -14,9 +14,9 @@ from scripts import pins
 from scripts.setup_tools import ROOT, TOOLS
 
 CALL_LIMIT_S = 600
-"""Generous: the machine may be busy."""
+"""High, because the machine may be busy."""
 
-# What a developer has set must not change what is tested.
+# Unset for the tests: a developer's settings must not change what is tested.
 OURS = ("CALLER", "OUT", "VOICE_SOURCE", "AGENT_STT", "AGENT_LLM", "CSM_MODEL", "CSM_ENGINE_URL")
 
 
@@ -58,6 +58,6 @@ def run(words: list[str], env: dict[str, str], out: Path, limit_s: float = CALL_
 
 
 def recordings(*indices: int) -> str:
-    """For CALLER: some of the recordings that set-up brings."""
+    """A value of CALLER: some of the recordings that set-up installs."""
     folder = TOOLS / pins.SPEECH_FOLDER
     return " ".join(str(folder / f"{pins.SPEECH[index].name}.wav") for index in indices)

@@ -11,7 +11,7 @@ from tests.support.wording import errors, words
 pytestmark = [pytest.mark.call, pytest.mark.timeout(700)]
 
 NOTICED_S = 1.2
-"""So long a reply may take to stop when the caller breaks in, on a busy machine."""
+"""Longest time until a reply stops after a barge-in, on a busy machine."""
 KEYS = {
     "caller_text",
     "reference_text",

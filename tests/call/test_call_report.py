@@ -30,7 +30,7 @@ def figures(turn: int, spoke: float, **more: object) -> dict:
 
 @pytest.fixture
 def two_turns(tmp_path):
-    """The caller speaks at 2-4 s and at 7-9 s; answers come at 5 s, broken into, and at 10 s."""
+    """The caller speaks at 2-4 s and 7-9 s; replies begin at 5 s (interrupted) and at 10 s."""
     sound = np.zeros((14 * RATE, 2), np.float32)
     tone(sound[:, 0], 2.0, 4.0)
     tone(sound[:, 1], 5.0, 7.6)
@@ -89,7 +89,7 @@ def test_figures_of_an_agent_that_noticed_speech_late_go_to_the_same_turn(two_tu
 
 
 def test_the_parts_of_the_wait_follow_one_another_and_add_up_to_it(two_turns):
-    """The agent heard the caller's end 0.05 s late, and was heard 0.03 s after it spoke."""
+    """The agent heard the caller's end 0.05 s late; the caller heard the agent 0.03 s late."""
     events, folder = two_turns
     for event in events:
         if event["event"] == "figures":
@@ -101,7 +101,7 @@ def test_the_parts_of_the_wait_follow_one_another_and_add_up_to_it(two_turns):
     assert first.parts["way_back"] == pytest.approx(0.03, abs=0.02)
     assert first.parts["first_sentence"] == pytest.approx(0.06, abs=0.001)
     assert first.parts["llm"] == pytest.approx(0.2, abs=0.001)
-    # 0.5 from the end that the agent knows, 0.05 before it, and what no other part explains
+    # 0.5 s from the end known to the agent, 0.05 s before it, and the unexplained rest
     assert first.parts["turn_end"] == pytest.approx(1.0 - 0.4, abs=0.03)
 
 

@@ -34,7 +34,7 @@ def human() -> np.ndarray:
 
 
 def through_opus(sound: np.ndarray) -> np.ndarray:
-    """As a call carries it: cuts are smeared, silence fades."""
+    """Encoded and decoded as in a call: cuts are smeared, silence fades."""
     import soxr
 
     packed = io.BytesIO()

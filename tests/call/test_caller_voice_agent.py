@@ -1,7 +1,7 @@
-"""`CallerVoiceAgent` in agents of others: handoffs, hooks, tools, nodes, and what it does not take.
+"""`CallerVoiceAgent` in users' agents: handoffs, hooks, tools, nodes, and what it refuses.
 
-A real LiveKit server; the engine is a stand-in, which has every voice at once. What speech-to-text
-would say of the caller is handed in, with recorded speech.
+A real LiveKit server; the engine is a stand-in, which needs no time for a new voice. Instead of
+running speech-to-text, the tests pass in recorded speech with its transcript.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RATE = 24_000
 
 
 class Named(CallerVoiceAgent):
-    """Somebody's agent, with a tool, a hook, and nodes of its own that call `super()`."""
+    """A user's agent with a tool, a hook, and its own nodes that call `super()`."""
 
     def __init__(self, ctx, name, **options):
         super().__init__(ctx, instructions=f"You are {name}.", **options)
@@ -58,7 +58,7 @@ class Named(CallerVoiceAgent):
 
 
 class Script(llm.LLM):
-    """Replies with a sentence that does not depend on anything."""
+    """Always replies with the same sentence."""
 
     def chat(self, *, chat_ctx, tools=None, conn_options=None, **_):
         return _Reply(self, chat_ctx=chat_ctx, tools=tools or [], conn_options=conn_options)
@@ -84,7 +84,7 @@ async def engine():
 
 
 def speak(agent: CallerVoiceAgent, number: int) -> None:
-    """The caller says a recorded sentence, which speech-to-text understands."""
+    """Passes in a recorded sentence of the caller with its transcript."""
     voice, turn = agent._call.voice, heard(READER[number], RATE)
     silence = np.zeros(RATE, np.float32)
     voice.recorder.push(to_pcm16(silence), RATE)

@@ -32,7 +32,7 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    """The environment of an engine with csm-tiny, and the file that tells whose voices it holds."""
+    """The environment of an engine with csm-tiny, and the file that lists the voices it holds."""
     state = tmp_path_factory.mktemp("engine") / "voices.json"
     command = (sys.executable, "-m", "tests.support.serve_watched", "serve")
     config = EngineConfig(model="tiny", device="cpu", threads=1)
@@ -45,7 +45,7 @@ def engine(tmp_path_factory):
 
 
 def script():
-    """An LLM that hands over when it is told of a room, and says which agent it speaks for."""
+    """An LLM that hands over when the caller mentions a room; its reply shows which agent it is."""
 
     def reply_to(request: dict) -> dict:
         first, last = str(request["messages"][0]["content"]), request["messages"][-1]
@@ -66,7 +66,7 @@ def script():
 
 
 async def call(example: str, livekit_server, settings: dict[str, str], log, talk) -> str:
-    """The program's log of a call with a talking caller."""
+    """Runs the example in a call with `talk` as the caller; returns its log."""
     keys = {**livekit_server.keys, **settings}
     worker = Worker(keys, log, Progress(), program=EXAMPLES / example)
     with worker.child:

@@ -10,7 +10,7 @@ import soundfile
 
 from tests.support import mulaw
 
-# Of ITU-T G.711, table 2: code, and the value at the decoder's output, in 16 bits.
+# ITU-T G.711, table 2: code, and 16-bit value at the decoder's output.
 KNOWN = {
     0x80: 32_124,
     0x8F: 16_764,
@@ -35,7 +35,7 @@ def test_all_values_are_coded_as_libsndfile_codes_them():
     soundfile.write(file, pcm, mulaw.RATE, format="WAV", subtype="ULAW")
     theirs, _ = soundfile.read(io.BytesIO(file.getvalue()), dtype="int16")
     ours = mulaw.decode(mulaw.encode(pcm))
-    # Where a value lies between two steps, either of them is within the step.
+    # A value between two steps may be coded as either of them.
     step = np.maximum(8, 2 ** np.floor(np.log2(np.abs(pcm.astype(int)) + 132)) / 16)
     assert np.all(np.abs(ours.astype(int) - theirs) <= step)
     assert np.all(

@@ -56,7 +56,7 @@ def test_numbers_stay_out_of_rooms():
 
 
 def test_numbers_are_of_nobody_and_secrets_are_none():
-    """Germany keeps +49 30 23125 000 to 999 for books and films."""
+    """Germany reserves +49 30 23125 000 to 999 for books and films."""
     for name in FILES:
         text = (FOLDER / name).read_text()
         assert all(number.startswith("+493023125") for number in re.findall(r"\+\d+", text))

@@ -1,7 +1,7 @@
-"""A telephone at a real LiveKit server: when the agent speaks to it, and what a hang-up leaves.
+"""A telephone call on a real LiveKit server: when the agent speaks, and what a hang-up leaves.
 
-The agent's session runs in this process, so that its every frame and every event is seen; its
-engine is a stand-in that speaks a tone at once, so that a first word has an edge to look at.
+The agent's session runs in this process, so that tests see its every frame and event; its engine is
+a stand-in that speaks a tone at full level at once, so that the start of a word can be measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PHONE_QUESTION = ConsentPolicy().question_for(telephone=True)
 
 
 class Watched(CallerVoiceAgent):
-    """The agent, with all that it gives to be played."""
+    """The agent; records all frames that it gives to playback."""
 
     def __init__(self, ctx, **options):
         super().__init__(ctx, instructions="", **options)
@@ -53,7 +53,7 @@ class Call:
     job: Job
     session: AgentSession
     dial: Callable[[str], Phone]
-    """A telephone that calls, with this status at first."""
+    """Makes a telephone that calls, with this initial status."""
 
     @property
     def statuses(self):
@@ -70,7 +70,7 @@ async def engine():
 
 @asynccontextmanager
 async def answering(server, engine, room_name):
-    """The agent in a room of the server, its job beside it."""
+    """The agent in a room of the server, its job and its session."""
     async with job_in(server, room_name) as job, TTS(engine_url=engine.url) as speech:
         agent = Watched(job, greeting=GREETING)
         async with session_of(job, agent, tts=speech) as session:
@@ -116,7 +116,7 @@ async def test_the_first_word_follows_silence_and_is_whole(call, engine):
     onset = np.flatnonzero(np.abs(heard.astype(int)) > LOUD)[0]
     word = heard[onset : onset + mulaw.RATE * 3 // 10].astype(float) / 32_768
     pitch = pitch_of(engine.engine.said[0][1])
-    # The tone stands at its full level at once, and is the one that was spoken.
+    # The tone has its full level at once, and the pitch of the text that was spoken.
     level = AMPLITUDE / np.sqrt(2)
     for part in np.split(word, 10)[1:]:
         assert 0.5 * level < np.sqrt(np.mean(part**2)) < 2 * level
@@ -154,7 +154,7 @@ async def test_a_hang_up_ends_the_job_and_leaves_nothing_at_the_engine(
     states = []
     call.session.on("agent_state_changed", lambda event: states.append(event.new_state))
     if phase == "greeting":
-        engine.engine.frame_s = 1.0  # it is not over before the hang-up is known
+        engine.engine.frame_s = 1.0  # the greeting lasts until the hang-up is known
     async with call.dial("ringing" if phase == "ringing" else "active") as phone:
         await until(lambda: engine.engine.conversations, "the conversation opened ahead")
         if phase == "ringing":

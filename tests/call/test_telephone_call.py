@@ -1,7 +1,7 @@
-"""A telephone call as it is: a real LiveKit server, `agent.py start`, the model `tiny`, real
-speech-to-text and a real LLM; what is spoken and heard goes through 8 kHz mu-law.
+"""A complete telephone call: a real LiveKit server, `agent.py start`, the model `tiny`, real
+speech-to-text and a real LLM; audio in both directions goes through 8 kHz mu-law.
 
-The engine runs beside the worker and notes what is asked of it and what it gives, in order.
+The engine runs in a separate process and records its requests and its output, in order.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SAYS = READER[2]
 
 @dataclass
 class Office:
-    """The agent's worker with all that it needs, waiting for calls."""
+    """The agent's worker and everything that it needs, waiting for calls."""
 
     server: object
     log_file: Path
@@ -48,20 +48,20 @@ class Office:
     engine: EngineProcess
     engine_url: str
     figures: Path
-    """Where the jobs keep what Prometheus is told."""
+    """Folder of the jobs' Prometheus metrics."""
 
     @property
     def log(self) -> str:
         return self.log_file.read_text()
 
     def held(self) -> list[int]:
-        """What the engine holds now, by its own word: speaking, queued, conversations."""
+        """What the engine reports as held now: speaking, queued, conversations."""
         with urllib.request.urlopen(f"{self.engine_url}/readyz", timeout=30) as answer:
             figures = json.load(answer)
         return [figures[name] for name in ("speaking", "queued", "conversations")]
 
     def metrics(self) -> str:
-        """Of the engine, and of the worker's calls as they lie on the disk."""
+        """Metrics of the engine, and the files with those of the worker's calls."""
         key = {"Authorization": f"Bearer {self.engine.key}"}
         asked = urllib.request.Request(f"{self.engine_url}/metrics", headers=key)
         with urllib.request.urlopen(asked, timeout=30) as answer:
@@ -70,12 +70,12 @@ class Office:
         return b"".join([engine, *jobs]).decode(errors="replace")
 
     def dial(self, status: str) -> Phone:
-        """Each call in a room named as LiveKit's individual dispatch rule names it."""
+        """Calls in a new room, named as by LiveKit's individual dispatch rule."""
         room = f"call-_{NUMBER}_{secrets.token_hex(4)}"
         return Phone(self.server, room, status, **{"csm.voice_consent": "granted"})
 
     async def settled(self, phone: Phone) -> None:
-        """Nothing of its call is left: not at the engine, and no agent in the room."""
+        """Waits until nothing of its call is left at the engine, and no agent in the room."""
         await until(lambda: self.events.free, "the engine is free")
         await none_of(lambda: asyncio.to_thread(self.held))
         late = self.events.frames_after_the_end_was_asked()
@@ -95,7 +95,7 @@ class Office:
 
 
 async def none_of(ask) -> None:
-    """Ask until nothing of it is left."""
+    """Polls `ask` until its answer is empty or all zeros."""
     async with asyncio.timeout(LIMIT_S):
         while any(await ask()):  # noqa: ASYNC110  other processes set no event
             await asyncio.sleep(0.1)
@@ -122,7 +122,7 @@ def office(livekit_server, tmp_path_factory):
                 "AGENT_STT": "offline",
                 "AGENT_LLM": "offline",
                 "VOICE_SOURCE": "caller",
-                "LIVEKIT_LOG_LEVEL": "DEBUG",  # all that LiveKit ever says
+                "LIVEKIT_LOG_LEVEL": "DEBUG",  # everything that LiveKit logs
             }
             (figures := folder / "figures").mkdir()
             keys["PROMETHEUS_MULTIPROC_DIR"] = str(figures)
@@ -135,13 +135,13 @@ def office(livekit_server, tmp_path_factory):
 
 
 SURE = 0.9
-"""Confidence of one second that speech without a watermark does not reach."""
+"""Confidence for one second that speech without a watermark does not reach."""
 
 
 def marked(pcm: np.ndarray) -> bool:
-    """Whether some second of 16-bit samples at 8 kHz carries the watermark, between what is silent.
+    """Whether any second of 16-bit samples at 8 kHz, without silent ends, carries the watermark.
 
-    Not their mean: a gap, which a busy machine makes, hides the mark of the second that it is in.
+    Not the mean of all seconds: a gap, as on a busy machine, hides the watermark of its second.
     """
     loud = np.flatnonzero(np.abs(pcm.astype(np.int32)) > 200)
     spoken = pcm[loud[0] : loud[-1]].astype(np.float32) / 32_768
@@ -156,7 +156,7 @@ def speech(name: str) -> tuple[np.ndarray, int]:
 
 
 async def at_the_phone(office: Office, before: int) -> None:
-    """The agent of a call that began behind so much of the log is there."""
+    """Waits for the agent of the call that is logged after the first `before` characters."""
     await until(lambda: "the caller is on a telephone" in office.log[before:], "the agent")
 
 
@@ -166,7 +166,7 @@ async def greeting(phone: Phone) -> None:
 
 
 async def reply_to(phone: Phone, name: str, frames: int) -> None:
-    """Says it; returns when so many frames of 10 ms of a reply have been heard."""
+    """Speaks a recording; returns when more than `frames` frames (10 ms) of a reply were heard."""
     await phone.speak(*speech(name))
     before = phone.frames
     await until(lambda: phone.loud_frames(before) > frames, "a reply")
@@ -183,7 +183,7 @@ async def test_a_call_from_ringing_to_a_hang_up_in_the_middle_of_a_sentence(offi
         await greeting(phone)
         assert marked(phone.heard), "what came over the line at 8 kHz is told as made"
         await reply_to(phone, SAYS, frames=50)
-        await reply_to(phone, READER[4], frames=50)  # breaks into the first one
+        await reply_to(phone, READER[4], frames=50)  # interrupts the first reply
         await until(lambda: phone.turns, "the figures of a turn")
         await phone.hang_up()
     await office.settled(phone)
@@ -207,7 +207,7 @@ async def test_a_caller_may_hang_up_while_it_rings(office):
 
 
 def test_speech_from_a_telephone_is_marked_as_narrow(office):
-    """Whether it became a reference or not: that the agent was given 48 kHz misleads nobody."""
+    """Whether or not it became a reference: the measured band counts, not the agent's 48 kHz."""
     measured = [line for line in office.log.splitlines() if " band to " in line]
     assert measured
     assert all("narrow band to" in line for line in measured)

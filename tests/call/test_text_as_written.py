@@ -33,7 +33,7 @@ async def session_made_by(program: str, monkeypatch) -> AgentSession:
         raise Started
 
     for name in ("CSM_ENGINE_URL", "CSM_OFFLINE_STT_URL"):
-        monkeypatch.setenv(name, "http://127.0.0.1:1")  # nobody is asked
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # never contacted
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.setattr(AgentSession, "start", start)
     process = SimpleNamespace(userdata={"vad": inference.VAD(model="silero"), "llm": None})

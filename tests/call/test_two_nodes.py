@@ -23,7 +23,7 @@ pytestmark = [
 
 @contextmanager
 def redis(folder):
-    """On loopback, in memory alone; its address."""
+    """Redis on loopback, only in memory; its address."""
     port = free_port()
     words = [REDIS, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", folder]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL)

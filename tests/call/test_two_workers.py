@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.call, pytest.mark.timeout(900)]
 KEY = "the key of both engines"
 SLOTS = 2
 FULL = 3
-"""Calls with which an engine of two slots is past LiveKit's threshold of 0.7."""
+"""Calls that put an engine of two slots above LiveKit's threshold of 0.7."""
 REPLY = (
     "This is the first sentence of a reply that takes its time. "
     "The second sentence of it follows here, and is not short either. "
@@ -46,7 +46,7 @@ SHORT = "Are you still there?"
 
 
 class Engine(EngineProcess):
-    """A real one, with the small model; restarted when it dies."""
+    """A real engine with the model `tiny`; restarted when it dies."""
 
     def __init__(self) -> None:
         config = EngineConfig(model="tiny", device="cpu", slots=SLOTS, threads=1)
@@ -62,14 +62,14 @@ class Engine(EngineProcess):
 
     @property
     def spoken(self) -> float:
-        """Utterances that were ended, however."""
+        """Utterances that have ended, for any reason."""
         lines = self.metrics.splitlines()
         counts = [line for line in lines if line.startswith("csm_utterances_total")]
         return sum(float(line.split()[-1]) for line in counts)
 
     @asynccontextmanager
     async def filled(self, calls: int = FULL):
-        """So many calls of others, who are silent."""
+        """Holds this number of silent calls of other callers."""
         async with EngineClient(self.url, key=KEY, timeout=LIMIT_S) as client:
             for _ in range(calls):
                 await client.conversation()
@@ -87,7 +87,7 @@ class Centre:
     collector: Collector
 
     async def settled(self) -> None:
-        """No call is left anywhere, and both workers know it."""
+        """Waits until no call is left and both workers know it."""
 
         def quiet() -> bool:
             workers = (self.one, self.both)
@@ -162,7 +162,7 @@ async def test_where_all_is_full_nobody_is_given_a_call(centre):
 async def test_a_reply_goes_on_when_its_engine_is_killed(centre, kills):
     first, second = centre.engines
     rests: list[float] = []
-    async with first.filled():  # so that the call is at the second one, and nobody refuses it here
+    async with first.filled():  # the call goes to the second engine; the first has free slots
         await until(lambda: centre.one.load >= 0.7, "the first is full")
         for _ in range(kills):
             async with greeted(centre.livekit) as caller:

@@ -27,7 +27,7 @@ def test_a_turn_is_cut_without_the_silence_around_it():
     recorder = TurnRecorder()
     recorder.push(pcm(silence(3.0)), RATE)
     recorder.push(pcm(speech(0.2)), RATE)
-    recorder.speech_began()  # voice activity is always late
+    recorder.speech_began()  # voice activity detection is always late
     recorder.push(pcm(speech(1.8)), RATE)
     recorder.push(pcm(silence(1.0)), RATE)
     cut = recorder.cut()
@@ -38,7 +38,7 @@ def test_a_turn_is_cut_without_the_silence_around_it():
 
 @pytest.mark.parametrize("late_s", [1.0, 2.5, 4.0])
 def test_a_turn_begins_where_its_speech_does_however_late_that_was_reported(late_s):
-    """A busy machine sees speech seconds after it has come."""
+    """A busy machine detects speech seconds after it has arrived."""
     recorder = TurnRecorder()
     recorder.push(pcm(silence(3.0)), RATE)
     recorder.push(pcm(speech(late_s)), RATE)

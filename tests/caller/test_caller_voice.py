@@ -1,4 +1,4 @@
-"""The voice of one call: which turns and references the TTS gets, and which never."""
+"""The voice of one call: which turns and references the TTS gets, and which it never gets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUESTION = ConsentPolicy().question_for(telephone=False)
 
 @dataclass
 class Speech:
-    """What a TTS is told."""
+    """A stand-in for the TTS that records what it is given."""
 
     voices: list[Voice | str | None] = field(default_factory=list)
     turns: list[tuple] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Speech:
 
 
 class Call:
-    """A caller who says recordings, and an agent that asks."""
+    """A caller who speaks recordings, and an agent that asks for consent."""
 
     def __init__(self, voice=None, **options):
         self.speech, self.names = Speech(voice=voice), []
@@ -144,14 +144,14 @@ def test_a_stop_forgets_at_once_and_only_a_wish_begins_anew(stop):
 
 
 def spoken_by_the_agent(call: Call) -> np.ndarray:
-    """The stock voice's own sound, which ends with what the caller's line then brings."""
+    """The stock voice's audio, as spoken by the agent; the caller's line then carries its echo."""
     turn = stock_voice("tiny").turns[0]
     call.voice.own.push(to_pcm16(turn.audio), RATE)
     return turn.audio
 
 
 def room(samples: np.ndarray) -> np.ndarray:
-    """Quieter, through a room, with noise 15 dB below."""
+    """Attenuated, with room reverberation, and with noise 15 dB below."""
     rng = np.random.default_rng(7)
     tail = np.exp(-np.arange(4_000) / 1_200) * rng.standard_normal(4_000) / 8
     tail[0] = 1.0

@@ -39,7 +39,7 @@ def test_the_question_counts_once_it_has_been_heard():
     assert consent.wants_asking
     consent.saying(REPLY)
     assert not consent.wants_asking
-    consent.said("That is a nice")  # broken into before the question
+    consent.said("That is a nice")  # interrupted before the question
     assert consent.wants_asking
     consent.saying(REPLY)
     consent.said(REPLY[: REPLY.index(", made from")])
@@ -120,7 +120,7 @@ def test_a_no_or_no_answer_is_final_and_nobody_asks_again(answer):
 
 def test_the_reply_that_follows_the_question_s_turn_ends_the_wait_and_no_other_does():
     consent = asked()
-    consent.said("Sorry, I did not hear that.")  # nothing was heard of the caller
+    consent.said("Sorry, I did not hear that.")  # nothing was heard from the caller
     consent.heard("")
     consent.said("Hello?")
     assert consent.state is State.ASKED
@@ -265,7 +265,7 @@ def test_whatever_happens_only_the_caller_grants_and_nobody_is_asked_twice(event
                 assert before is State.ASKED
             if event == "tool":
                 assert spoke_since
-            if event == "heard it":  # with a key pressed while it was spoken
+            if event == "heard it":  # a key was pressed while the question was spoken
                 assert before is State.ASKING
         if event in DECLINING and event != "no attribute":
             assert after in (State.REFUSED, State.WITHDRAWN)
@@ -278,7 +278,7 @@ def test_whatever_happens_only_the_caller_grants_and_nobody_is_asked_twice(event
 
 
 def asked_by(policy: ConsentPolicy, heard: str | None = None) -> VoiceConsent:
-    """Consent whose question was put, and heard in whole or only so far."""
+    """Consent after its question, of which the caller heard everything or only `heard`."""
     consent = VoiceConsent(policy)
     reply = f"I see. {consent.question}"
     consent.saying(reply)

@@ -24,7 +24,7 @@ def test_each_reply_is_told_with_the_turn_that_it_answers():
         "llm_ttft": 0.125,
     }
     assert (found["voice"], found["interrupted"]) == ("caller", True)
-    # One turn has one reply: what comes after it was not asked for.
+    # A turn has one reply: speech after it answers no turn.
     assert figures.replied({}, voice="stock", interrupted=False) is None
 
 

@@ -17,7 +17,7 @@ CALLER = f"sip_{NUMBER}"
 
 @pytest.fixture
 def log():
-    """A logger through the filter into LiveKit's own JSON lines."""
+    """A logger with the filter and LiveKit's own JSON format."""
     lines = []
 
     class Lines(logging.Handler):

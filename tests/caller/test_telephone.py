@@ -30,7 +30,7 @@ class Person:
 
 
 class Room:
-    """Its events, raised by hand."""
+    """A room whose events are raised by the tests."""
 
     def __init__(self):
         self._listeners = {}

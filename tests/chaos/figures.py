@@ -1,4 +1,4 @@
-"""What the long forms measure, kept for `make soak`: one JSON file a test in the folder SOAK_OUT.
+"""Results of the long tests for `make soak`: one JSON file per test in the folder SOAK_OUT.
 
 python -m tests.chaos.figures out/soak      # a table, then one line of JSON
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def record(name: str, **figures: object) -> None:
-    """Print, and keep where `make soak` looks for it."""
+    """Prints the figures, and writes them where `make soak` reads them."""
     print(f"{name}: {json.dumps(figures)}")
     if folder := os.environ.get("SOAK_OUT"):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -20,7 +20,7 @@ def record(name: str, **figures: object) -> None:
 
 
 def resident(pid: int | str = "self") -> float:
-    """MiB of memory that a process holds; 0 where the system does not say."""
+    """Resident memory of a process in MiB; 0 where the system does not report it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -29,7 +29,7 @@ def resident(pid: int | str = "self") -> float:
 
 
 def descriptors_of(pid: int) -> int:
-    """Files and sockets that a process has open; 0 where the system does not say."""
+    """Number of open files and sockets of a process; 0 where the system does not report it."""
     try:
         return len(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
@@ -37,7 +37,7 @@ def descriptors_of(pid: int) -> int:
 
 
 def slope(moments: list[float], values: list[float]) -> float:
-    """Least squares: how much `values` grow a second."""
+    """Least squares: growth of `values` per second."""
     middle, mean = sum(moments) / len(moments), sum(values) / len(values)
     spread = sum((moment - middle) ** 2 for moment in moments)
     pairs = zip(moments, values, strict=True)

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Link:
-    """Seconds, and how likely each fault is for one piece of at most 4 KiB."""
+    """Times in seconds, and the probability of each fault per piece of at most 4 KiB."""
 
     delay_s: float = 0.0
     jitter_s: float = 0.0
-    """More or less than the delay; the order is kept, as TCP does."""
+    """Largest deviation from the delay; the order is kept, as in TCP."""
     stall_s: float = 0.0
     stalls: float = 0.0
     resets: float = 0.0
     slices: float = 0.0
-    """Pieces that arrive byte by byte."""
+    """Probability that a piece arrives byte by byte."""
 
 
 POOR = Link(delay_s=0.2, jitter_s=0.1, stall_s=1.0, stalls=0.02, resets=0.02, slices=0.05)
@@ -39,7 +39,7 @@ class FaultyProxy:
         self._swallows = False
 
     def swallow(self) -> None:
-        """From now on nothing arrives at either end, and nothing is closed: a cable cut."""
+        """From now on nothing arrives at either end and nothing is closed: a cut cable."""
         self._swallows = True
 
     @property
@@ -74,7 +74,7 @@ class FaultyProxy:
             self._tasks.discard(task)
 
     async def _pass(self, reader, writer) -> None:
-        """One direction, until it ends or is reset."""
+        """Forwards one direction until it ends or is reset."""
         pieces = asyncio.Queue(64)
         await first_of([self._take(reader, pieces), self._give(writer, pieces)])
 
@@ -90,7 +90,7 @@ class FaultyProxy:
             await pieces.put((due, data))
         if not self._swallows:
             await pieces.put((due, b""))
-        await asyncio.Event().wait()  # the other half ends when it has given the last
+        await asyncio.Event().wait()  # `_give` ends after the last piece
 
     async def _give(self, writer, pieces) -> None:
         while True:
@@ -113,7 +113,7 @@ class FaultyProxy:
 
 
 async def first_of(coroutines) -> None:
-    """Until one of them ends; the others are cancelled. Lost connections end them quietly."""
+    """Waits until one ends, then cancels the others. Lost connections raise no error."""
     tasks = [asyncio.ensure_future(one) for one in coroutines]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -25,7 +25,7 @@ MOST = 16 * MIB
 
 @contextmanager
 def little_memory():
-    """Fails when more than 16 MiB are held at any moment inside, beyond what was before."""
+    """Fails if memory use inside ever exceeds that before by 16 MiB or more."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -37,14 +37,14 @@ def little_memory():
 
 
 def deflated(size):
-    """A WebSocket message of `size` zeros as permessage-deflate sends it: about 1000 times less."""
+    """A WebSocket message of `size` zeros, compressed with permessage-deflate to about 1/1000."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
     data = b"".join(squeeze.compress(bytes(MIB)) for _ in range(size // MIB))
     return (data + squeeze.flush(zlib.Z_SYNC_FLUSH)).removesuffix(b"\0\0\xff\xff")
 
 
 def compressed_frame(payload):
-    """Final, marked as compressed, text, masked with zeros."""
+    """A final text frame, marked as compressed, masked with zeros."""
     size = len(payload)
     length = (
         struct.pack(">BH", 126 | 0x80, size) if size < 2**16 else b"\xff" + struct.pack(">Q", size)
@@ -92,7 +92,7 @@ async def test_a_message_that_grows_without_end_closes_the_socket(server):
         for _ in range(64):
             if transport.is_closing():
                 break
-            transport.write(b"\x00" + piece)  # goes on, and is never final
+            transport.write(b"\x00" + piece)  # a continuation frame, never final
             await asyncio.sleep(0.01)
         await until(transport.is_closing, "the server closes it")
     await still_speaks(server)

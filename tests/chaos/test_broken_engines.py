@@ -24,7 +24,7 @@ SECONDS = 0.48
 
 
 class Overheard(Engine):
-    """An engine that keeps the codes of what it says, by utterance: the wire carries sound only."""
+    """An engine that records the codes of each utterance: clients receive only audio."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -48,7 +48,7 @@ def engine_of(checkpoint, **places):
 
 
 async def caller(url, rng, goal, counts):
-    """A greedy sentence a conversation, most of them cancelled, until there were enough."""
+    """One greedily decoded sentence per conversation, most cancelled, until there were enough."""
     async with EngineClient(url, timeout=120.0, connect_timeout=60.0) as client:
         while counts["cancelled"] < goal or not counts["survived"]:
             conversation = await client.conversation(temperature=0.0, top_k=1)
@@ -125,7 +125,7 @@ async def test_a_step_that_raises_is_a_typed_error_for_everybody(steps):
 
 
 def raise_at(engine, step):
-    """The step with this number raises; when it did, in a list."""
+    """Steps from this number on raise; returns a list of the times at which they did."""
     runner, calls, raised = engine._rounds._runner, iter(range(1, 10_000)), []
     draw = runner.draw
 
@@ -140,7 +140,7 @@ def raise_at(engine, step):
 
 
 async def failed_at(utterance):
-    """When its error came; None where it had ended before."""
+    """The time of its error; None if it ended before."""
     try:
         await listen(utterance)
     except EngineError:

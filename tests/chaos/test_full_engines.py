@@ -31,7 +31,7 @@ async def speak(urls, listener, sentences, timeout=60.0):
 
 
 def refusing(engine):
-    """Refuse as `busy` does, and count how often."""
+    """Refuses as in the mode `busy`, and counts how often."""
     engine.mode, engine.refused = "busy", 0
     say = engine.say
 
@@ -90,7 +90,7 @@ async def test_a_reply_under_way_asks_a_full_engine_again():
         async def sentences():
             async for sentence in slowly(SENTENCES):
                 yield sentence
-                await heard.wait()  # the engine has nothing more of this reply, and fills up
+                await heard.wait()  # the engine has no text of this reply left, and fills up
 
         async with EngineClient(server.url, timeout=60.0) as client:
 

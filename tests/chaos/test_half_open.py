@@ -28,7 +28,7 @@ def swallowing(server):
 
 
 async def one_slot_is_freed(limits):
-    """A client that has the only slot vanishes; who waits for it gets it. How long that took."""
+    """A client vanishes with the only slot, and a waiting client gets it; how long that took."""
     async with serving(StandInEngine("stalled", slots=1, queue=1), limits=limits) as server:
         async with (
             swallowing(server) as proxy,

@@ -1,5 +1,5 @@
-"""Requests with something broken in them, thousands of them, by every route: answered as the
-client's fault, and the server speaks on.
+"""Thousands of requests with a fault in them, on every route: answered as client errors, and the
+server still speaks.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def requests():
 
 
 def mutated(body, rng):
-    """One thing wrong in it, as text or bytes of a request."""
+    """The text of the request, with one fault in it."""
     kind = rng.randrange(4)
     if kind == 0:
         name = rng.choice(list(body))
@@ -81,7 +81,7 @@ async def post(session, url, text):
 
 
 async def send(session, url, text):
-    """Any answer will do but a failure inside; some messages are whole, and are spoken."""
+    """Accepts any answer but an internal error; some messages are still valid, and are spoken."""
     async with session.ws_connect(url) as ws:
         if url.endswith("stream"):
             await ws.send_str('{"type":"open"}')
@@ -107,7 +107,7 @@ async def test_nothing_that_is_wrong_in_a_request_is_a_failure_inside(
 ):
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
-    caplog.set_level(logging.WARNING)  # a line for each of thousands is memory of ours
+    caplog.set_level(logging.WARNING)  # captured lines of thousands of requests take memory
     connected = connections(monkeypatch)
     async with serving(voices_dir=tmp_path / "voices") as server:
         gate, before = asyncio.Semaphore(8), resident()

@@ -16,7 +16,7 @@ from tests.server.conftest import listen
 
 TEXT = "This is the sentence with the number {n}, and it goes on for a while."
 AT_ONCE = 20
-"""No more than the engine has places for: being refused is another test's."""
+"""No more than the engine has places for: refusals are tested elsewhere."""
 PATIENCE_S = 30.0
 """The client's timeout: longer than any single fault of the link."""
 
@@ -33,7 +33,7 @@ def pcm(chunks):
 
 
 async def whole(url, text):
-    """The speech over a good link."""
+    """The complete audio over a good link."""
     async with EngineClient(url, timeout=60.0, connect_timeout=60.0) as client:
         return pcm(await listen(await (await client.conversation()).say(text)))
 
@@ -52,8 +52,8 @@ async def attempt(url, text):
 
 
 async def speak_over(server, link, rng, count):
-    """Every outcome is checked; how many were whole, how many connections the link reset, and how
-    many took longer than the patience, as on a machine with other work they may.
+    """Checks every outcome; the numbers of complete utterances, of connections that the link reset,
+    and of utterances that took longer than PATIENCE_S, as is possible on a busy machine.
     """
     texts, gate = [TEXT.format(n=n) for n in range(count)], asyncio.Semaphore(AT_ONCE)
 
@@ -63,7 +63,7 @@ async def speak_over(server, link, rng, count):
 
     wanted = [await whole(server.url, text) for text in texts]
     async with FaultyProxy(server.url, link, rng) as proxy:
-        # Each step of an attempt is bounded by the patience: opening, and each chunk's arrival.
+        # PATIENCE_S bounds each step of an attempt: opening, and each chunk's arrival.
         async with asyncio.timeout(15.0 * max(AT_ONCE, count)):
             outcomes = await asyncio.gather(*(one(proxy.url, text) for text in texts))
     await server.settle()
@@ -78,7 +78,7 @@ async def speak_over(server, link, rng, count):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.soak)])
 async def test_utterances_are_byte_complete_or_a_typed_error(server, rng, count):
-    """What a broken connection cut goes on over the next one, where it was."""
+    """An utterance cut by a broken connection resumes over the next one."""
     complete, resets, late = await speak_over(server, POOR, rng, count)
     record("poor_link", utterances=count, whole=complete, resets=resets, timeouts=late)
     assert resets >= count // 10, "the link was poor"

@@ -28,7 +28,7 @@ from tests.support.waiting import LIMIT_S, until
 SENTENCES = [f"This is the sentence with the number {n}, of several." for n in range(6)]
 TIMEOUT_S = 60.0
 FRAME = 2 * FRAME_SAMPLES
-"""Bytes."""
+"""In bytes."""
 
 
 class Listener:
@@ -45,7 +45,7 @@ class Listener:
 
 
 def frame_of(text):
-    """What the stand-in makes of it, to the byte: the same frame over and over."""
+    """The exact bytes of the frame that the stand-in repeats for this text."""
     return to_pcm16(_Utterance("", text, print, None, False).sound().samples)
 
 
@@ -54,8 +54,8 @@ def length_of(text):
 
 
 def repeated(pcm, sentences):
-    """Frames of each sentence that were heard beyond its own; fails when any of it is missing, out
-    of order, or not of this reply.
+    """Number of extra frames that were heard of each sentence; fails if audio is missing, out of
+    order, or of another reply.
     """
     extra = []
     for text in sentences:
@@ -100,7 +100,7 @@ def client_of(engine, clients):
 
 
 async def speak_and_kill(engine, sentences, kills):
-    """`kills` are lengths of what was heard, in bytes, at which the engine is killed."""
+    """`kills`: numbers of bytes heard after which the engine is killed."""
     listener, clients = Listener(), []
     reply = asyncio.create_task(speak(client_of(engine, clients), listener, sentences))
     try:
@@ -119,12 +119,12 @@ async def speak_and_kill(engine, sentences, kills):
 
 
 async def killed(engine, listener):
-    """Kill the engine; notes the silence and the engine's part of it in `listener.silences`."""
+    """Kills the engine; adds to `listener.silences` the silence and how long the restart took."""
     ready = engine._ready
     began = time.monotonic()
     os.kill(engine.pid, signal.SIGKILL)
     await until(lambda: engine._ready is not ready)
-    heard = len(listener.pcm)  # what was on its way has arrived
+    heard = len(listener.pcm)  # audio in transit has arrived
     await engine.ready(120.0)
     back = time.monotonic()
     await until(lambda: len(listener.pcm) > heard)

@@ -1,5 +1,5 @@
-"""Canaries: what a caller says, sends or proves itself with is in no log, on no output, in no
-error, whatever goes right or wrong.
+"""Canaries: a caller's words, messages and keys appear in no log, output or error, in success or
+failure.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def silent(text):
 
 
 async def native(url):
-    """A call with everything in it, and everything wrong with it; the errors that came."""
+    """A call with every kind of request, valid and invalid; returns the errors."""
     voice = InlineVoice(recording(), WORDS, CONSENT)
     broken = InlineVoice(WORDS.encode(), WORDS, CONSENT)
     errors = []
@@ -61,7 +61,7 @@ async def native(url):
 
 
 async def nonsense(url):
-    """Raw messages that are wrong; what was answered."""
+    """Sends invalid raw messages; returns the answers."""
     wrong = [
         f'{{"{CANARY}": "{CANARY}"}}',
         f'{{"type": "{CANARY}"}}',

@@ -22,7 +22,7 @@ SLOTS = 4
 
 
 def marked(utterance):
-    """Every sample of a frame is the number at the end of its text."""
+    """A frame in which every sample is the number at the end of the text."""
     mark = int(utterance.text.rsplit(" ", 1)[1]) / 32768
     event = Audio(utterance.id, utterance.frame, np.full(FRAME_SAMPLES, mark, np.float32))
     utterance.frame += 1
@@ -41,7 +41,7 @@ class Caller:
                 while left:
                     left -= await self.utter(conversation)
                     if self.rng.random() < 0.05:
-                        # Gone in the middle of a word; the slot is somebody else's next.
+                        # Leaves in the middle of a word; another client gets the slot next.
                         await conversation.say(self.text())
                         break
 
@@ -50,7 +50,7 @@ class Caller:
         return f"This is the one that is marked with {self.mark}"
 
     async def utter(self, conversation):
-        """Listen to one utterance, or to some frames of it; 1 when it had a slot."""
+        """Listens to one utterance, or to its first frames; 1 if it had a slot."""
         text = self.text()
         mark, stop = self.mark, self.rng.random() < 0.3
         after, heard = self.rng.randrange(1, frames_of(text)), []

@@ -24,7 +24,7 @@ MIB = 2**20
 
 @contextmanager
 def at_most(limit):
-    """Fails when more bytes than that are held at any moment inside, beyond what was before."""
+    """Fails if memory use inside ever exceeds that before by `limit` bytes or more."""
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -36,7 +36,7 @@ def at_most(limit):
 
 
 async def speak(client, rate=24_000):
-    """Whole, by its length: looking at the pitch takes more memory than what is measured here."""
+    """Checks only the length: measuring the pitch takes more memory than is measured here."""
     conversation = await client.conversation(rate=rate)
     chunks = await listen(await conversation.say(LINE))
     assert sum(chunk.samples for chunk in chunks) == frames_of(LINE) * rate * 80 // 1000
@@ -47,10 +47,9 @@ async def test_a_stalled_reader_holds_no_more_sound_than_the_limit_says():
     engine = StandInEngine(frame_s=0.002)
     async with serving(engine, limits=limits_of(output_buffer_s=2.0)) as server:
         async with EngineClient(server.url) as client:
-            await speak(
-                client, rate=48_000
-            )  # what is made once, such as filters, counts for nobody
-        with at_most(4 * MIB):  # 2 s at 48 kHz are 0.2 MiB; 158 s, 15 MiB, were asked for
+            # Objects that are made once, such as filters, do not count.
+            await speak(client, rate=48_000)
+        with at_most(4 * MIB):  # 2 s at 48 kHz are 0.2 MiB; 158 s (15 MiB) are requested
             plain = await asyncio.to_thread(deaf, server, 4)
             try:
                 await until(lambda: server.engine.said)
@@ -63,7 +62,7 @@ async def test_a_stalled_reader_holds_no_more_sound_than_the_limit_says():
 
 
 async def test_who_asks_without_end_and_reads_nothing_is_not_read_from():
-    """Of the answers to 4,000 questions only some hundred are kept."""
+    """Of the answers to 4,000 messages only a few hundred are buffered."""
     async with serving() as server, raw(server) as ws:
         await opened(ws)
         (session,) = server.state.sessions
@@ -98,7 +97,7 @@ async def stalled(server):
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 async def test_a_reader_stalled_for_ten_minutes_leaves_memory_flat():
-    """It comes again whenever it was dropped, while others speak."""
+    """It reconnects whenever it was dropped, while other clients speak."""
     seconds, warm = 600.0, 60.0
     engine = StandInEngine(slots=8, queue=200, frame_s=0.05)
     async with (

@@ -30,7 +30,7 @@ from tests.support.waiting import LIMIT_S, until
 
 CALLERS = 64
 WHOLE = 5 * CALLERS
-"""Utterances heard to their end in the short form."""
+"""Complete utterances in the short test."""
 TEXTS = (
     "Hello there.",
     "I can hear you well, thank you.",
@@ -47,7 +47,7 @@ class Soak:
     seed: int
     counts: Counter[str] = field(default_factory=Counter)
     severed: set[object] = field(default_factory=set)
-    """Conversations cut off here; what had arrived by then may still complete an utterance."""
+    """Conversations cut off here; audio that had arrived may still complete an utterance."""
 
     async def caller(self, number: int) -> None:
         rng = random.Random(self.seed + number)
@@ -59,7 +59,7 @@ class Soak:
                     await self.call(client, rng)
 
     async def call(self, client: EngineClient, rng: random.Random) -> None:
-        """One conversation of some sentences; 10 % are broken into, 1 % lose their connection."""
+        """One conversation of 1 to 5 sentences; 10 % are interrupted, 1 % lose the connection."""
         conversation = await client.conversation(rate=rng.choice([8_000, 24_000]))
         for _ in range(rng.randrange(1, 6)):
             if self.over(self.counts):
@@ -84,7 +84,7 @@ class Soak:
                 return
 
     async def listen(self, utterance, conversation, stop, cut) -> None:
-        """Every sample counted: a gap, or a frame too many, is counted as a loss."""
+        """Counts every sample: a gap or an extra frame counts as a loss."""
         heard, samples = 0, 0
         try:
             async for chunk in utterance:
@@ -106,9 +106,9 @@ class Soak:
 
 
 async def soak(url, key, over, pid, warm=0.0, every=0.5):
-    """The callers' counts; when memory was looked at, in seconds, and how much it was, in MiB.
+    """The callers' counts, the times of memory measurements in seconds, and the memory in MiB.
 
-    It ends when `over` says so of the counts.
+    Ends when `over` is true of the counts.
     """
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")

@@ -34,7 +34,7 @@ SENTENCES = [
 SEED = 7
 LIMIT_S = 240.0
 ROUNDING = 8
-"""Of 16 bits."""
+"""In steps of 16-bit samples."""
 
 
 class Listener:
@@ -58,7 +58,7 @@ async def serving_two(*options):
 
 
 async def speak(url, listener, heard=None):
-    """A reply whose every sentence has a sound of its own: the seed's."""
+    """A reply in which the seed determines the audio of each sentence."""
     async with EngineClient(url, timeout=LIMIT_S) as client:
 
         async def connect():
@@ -125,7 +125,7 @@ def joined(chunks):
 
 
 def alike(one, other):
-    """But for rounding: sums are made in another order beside others."""
+    """Equal up to rounding: the order of sums depends on the other streams in the batch."""
     return len(one) == len(other) and (not len(one) or np.abs(one - other).max() <= ROUNDING)
 
 

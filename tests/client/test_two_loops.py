@@ -20,7 +20,7 @@ ONCE = APIConnectOptions(max_retry=0)
 
 @pytest.fixture
 def address():
-    """Of an engine in a process of its own."""
+    """Address of an engine in its own process."""
     with process("--model", "ready", "--port", "0") as engine:
         url = line_with(engine, "listening").split()[-1]
         line_with(engine, "ready:")
@@ -28,7 +28,7 @@ def address():
 
 
 async def spoken(voice):
-    """How many samples; LiveKit's error where it fails."""
+    """Number of samples; raises LiveKit's error on failure."""
     async with voice.synthesize(LINE, conn_options=ONCE) as stream:
         return sum([event.frame.samples_per_channel async for event in stream])
 
@@ -52,7 +52,7 @@ def test_the_second_loop_is_told_what_to_do(address):
 
 
 def test_a_loop_that_ends_closes_its_connections(address):
-    """Also where nobody does: the engine would hold the call until a heartbeat fails."""
+    """Even if nothing else does: the engine would hold the call until a heartbeat fails."""
     held = []
 
     async def first():

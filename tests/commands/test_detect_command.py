@@ -15,7 +15,7 @@ from tests.support.recordings import READER, heard
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """`plain.wav`, `made.flac`, `not.wav`, `call.ogg` (a person left, made speech right)."""
+    """`plain.wav`, `made.flac`, `not.wav`, `call.ogg` (left a person, right generated speech)."""
     monkeypatch.chdir(tmp_path)
     plain = heard(READER[0], 24_000).samples[: 4 * 24_000]
     made = marked(plain)

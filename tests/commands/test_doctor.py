@@ -35,7 +35,7 @@ def nothing_set(monkeypatch, tmp_path):
 
 @pytest.fixture
 def examined(monkeypatch, capsys):
-    """Runs it with these settings; the exit code and what it printed."""
+    """Runs `doctor` with these settings; the exit code and what it printed."""
 
     def examine(**settings: str) -> tuple[int, str]:
         for name, value in settings.items():
@@ -47,7 +47,7 @@ def examined(monkeypatch, capsys):
 
 
 def answering(pages: dict[str, tuple[int, object]]):
-    """An address where each path gives its status and JSON, all else 404."""
+    """A server that answers each path with its status and JSON, and others with 404."""
 
     class Pages(Handler):
         def do_GET(self):
@@ -60,7 +60,7 @@ def answering(pages: dict[str, tuple[int, object]]):
 
 
 def bad(examination: tuple[int, str]) -> list[str]:
-    """The faults it found; it ended with 1 exactly when there were any."""
+    """The faults it found; fails unless the exit code is 1 with faults and 0 without."""
     code, printed = examination
     faults = [line for line in printed.splitlines() if line.startswith("BAD")]
     assert code == (1 if faults else 0)
@@ -145,7 +145,7 @@ def test_no_engine_and_something_else_in_its_place(examined):
 
 @pytest.fixture
 def in_thread():
-    """The command blocks; the server that it asks runs in this loop."""
+    """The command blocks, and the server that it queries runs in this loop."""
     import asyncio
 
     async def run(examine, **settings):
@@ -285,7 +285,7 @@ def test_a_voice_source_that_is_not_stored(examined, tmp_path):
 
 @pytest.fixture
 def worker(examined, livekit):
-    """With a LiveKit that is as it should be."""
+    """`doctor` with a working LiveKit server."""
     return lambda **settings: examined(**livekit.keys, **settings)
 
 

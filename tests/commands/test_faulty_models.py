@@ -18,7 +18,7 @@ __all__ = ["examined", "nothing_set"]
 
 
 def faulty(tmp_path, what):
-    """The small model's folder with something wrong with it, as CSM_MODEL names it."""
+    """A copy of the small model's folder with one fault, as a value of CSM_MODEL."""
     folder = Path(shutil.copytree(TINY_FOLDER, tmp_path / "model"))
     weights = folder / "model.safetensors"
     if what == "no template":
@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_speak_is_one_line_with_its_cure(examined, tmp_path
         env={**free_of_settings(), "OMP_NUM_THREADS": "1"},
     )
     assert ran.returncode == 2, ran.stderr
-    # Before it transformers may show how it loads weights.
+    # Before this line, transformers may print its progress of loading weights.
     *_, last = ran.stderr.strip().splitlines()
     assert last.startswith("csm_tts_plugin: ")
     assert words in last

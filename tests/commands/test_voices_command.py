@@ -68,7 +68,7 @@ def test_a_voice_is_kept_listed_and_removed(folder, capsys):
 
 @pytest.mark.parametrize(("rate", "band"), [(16_000, "wide"), (8_000, "narrow")])
 def test_the_record_and_the_list_say_a_telephones_band(rate, band, folder, capsys):
-    """Told by the sound: the file has 24 kHz, as everything that LiveKit hands over."""
+    """Measured in the audio: the file has 24 kHz, as all audio from LiveKit."""
     raised = soxr.resample(heard(LONG, rate).samples, rate, 24_000)
     file = write(raised, rate=24_000)
     assert voices("add", "ada", file, *CONSENT, "--transcript", words_of(LONG)) == 0
@@ -165,7 +165,7 @@ def test_missing_silent_and_lying_files_are_refused(capsys):
 def test_odd_but_honest_files_are_taken(rate, channels, form, folder):
     sound = np.stack([heard(LONG, rate).samples] * channels, axis=1)
     soundfile.write("r.wav", sound, rate, **form)
-    # 8 bits leave a noise of their own, 24 dB below this speech: heard, and good enough.
+    # 8 bits add quantization noise 24 dB below this speech: audible, but good enough.
     assert voices("add", "ada", "r.wav", "--transcript", words_of(LONG), *CONSENT) == 0
     assert 6.0 < VoiceStore(folder).load("ada").seconds < 8.0
 

@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def tiny():
-    """csm-tiny with whatever weights it has; only ever compared with transformers."""
+    """csm-tiny with its current weights; results are only compared with transformers."""
     return load_checkpoint(EngineConfig(model="tiny", device="cpu"))
 
 
@@ -44,7 +44,7 @@ def seed(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def no_threads_left():
-    """Starts engines and stops them after the test."""
+    """Fails if a module's tests leave an engine's thread running."""
     before = set(threading.enumerate())
     yield
     left = [t for t in threading.enumerate() if t not in before and t.name == "csm-engine"]

@@ -15,10 +15,10 @@ LEAD = 1.0
 
 
 class Device:
-    """What the engine does with a plan, on numbers only: rows hold names, positions are counted.
+    """Carries out plans like the engine, but without tensors: rows hold names, positions are
+    counted.
 
-    Every check that a round was sound stands here, so that hypothesis and the long random run
-    look at the same things.
+    All checks of a round are here, so that hypothesis and the long random run check the same.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Device:
         *,
         by_index: bool = False,
     ) -> None:
-        """`sizes`: a step runs over one of these numbers of rows. `by_index`: over any rows."""
+        """`sizes`: the possible batch sizes of a step. `by_index`: a step may use any rows."""
         self.by_index = by_index
         self.sizes = sizes or list(range(1, slots + 1))
         self.scheduler = Scheduler(
@@ -45,7 +45,7 @@ class Device:
         self.slots, self.queue = slots, queue
         self.rows: list[str | None] = [None] * rows
         self.held: dict[str, int] = {}
-        """Positions that a row holds of each seat that has one."""
+        """Number of positions in the row of each seat that has a row."""
         self.seats: dict[str, Seat] = {}
         self.length: dict[str, int] = defaultdict(int)
         self.order: dict[str, list[str]] = defaultdict(list)

@@ -1,7 +1,7 @@
-"""CSM-1B at its full size on CUDA tensors that have shapes, strides and a device, and no numbers.
+"""CSM-1B at its full size on CUDA tensors that have shapes, strides and a device, but no data.
 
-What is done to them is recorded: copies between devices, waits for the host, what products read,
-and how many kernels a frame takes.
+Operations on them are recorded: copies between devices, waits for the host, what matrix products
+read, and the number of kernels per frame.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _VIEWS = {
     *("split_with_sizes", "unbind", "chunk", "unsqueeze", "squeeze", "permute", "empty", "detach"),
     *("empty_like", "new_empty", "prim", "lift_fresh", "diagonal", "empty_strided", "unfold"),
 }
-"""Operations that launch nothing."""
+"""Operations that launch no kernel."""
 _SEVERAL = {"addmm": 2, "topk": 2, "constant_pad_nd": 2, "convolution": 3}
-"""Those that launch more than one kernel: the out-of-place addmm copies what it adds to."""
+"""Operations that launch several kernels: the out-of-place addmm copies its first input."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of ATen: its tensors before and after."""
+    """One ATen operation with its input and output tensors."""
 
     name: str
     """With its overload: `mm.default`."""
@@ -86,8 +86,9 @@ def _tensors(values) -> Iterator[Tensor]:
 
 @contextmanager
 def attention(layout: str) -> Iterator[None]:
-    """Attention as PyTorch's CUDA kernels lay their results out: `efficient` puts positions before
-    heads, `same` (flash attention) does as the queries. One operation, hence one kernel."""
+    """Replaces attention by one operation (one kernel) whose result has the layout of PyTorch's
+    CUDA kernels: `efficient` puts positions before heads, `same` (flash attention) has the layout
+    of the queries."""
 
     def attend(q, k, v, attn_mask=None, scale=None, **_):
         if layout == "same":
@@ -128,7 +129,7 @@ class FakeCsm:
                 model = CsmForConditionalGeneration(config).eval()
         finally:
             torch.set_default_dtype(torch.float32)
-        # `float()` does not work on parameters without numbers.
+        # `float()` does not work on parameters without data.
         for module in model.codec_model.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
@@ -145,7 +146,7 @@ class FakeCsm:
         return recorder
 
     def recorded(self, name: str, layout: str = "same") -> Recorder:
-        """`record` of one of `PARTS`, once."""
+        """`record` of one of `PARTS`, cached."""
         key = name, layout
         if key not in self._recorded:
             self._recorded[key] = self.record(PARTS[name], layout)
@@ -170,7 +171,7 @@ def _restore(csm: FakeCsm) -> None:
 
 
 def _decode(csm: FakeCsm, batch: int, frames: int) -> None:
-    """As a captured graph does: rows and positions are numbers on the device."""
+    """As in a captured graph: rows and positions are tensors on the device."""
     numbers = torch.zeros(batch, dtype=torch.int64, device=csm.device)
     codes = torch.zeros(batch, 32, frames, dtype=torch.int64, device=csm.device)
     csm.decoder(codes, Rows(numbers), numbers)
@@ -191,4 +192,4 @@ PARTS: dict[str, Work] = {
     "wipe": lambda csm: csm.runner.wipe(1),
     "voice": _restore,
 }
-"""All that an engine does to a device while it serves, but for encoding what it hears."""
+"""All work of a serving engine on a device, except the encoding of audio."""

@@ -1,8 +1,8 @@
-"""Own kernels under Triton's interpreter; run by test_kernels.py in a process of its own, because
-Triton must know before it is imported.
+"""Own kernels under Triton's interpreter; run by test_kernels.py in a separate process, because
+TRITON_INTERPRET must be set before Triton is imported.
 
-The interpreter truncates what is stored in bfloat16 and multiplies bfloat16 wrongly in `tl.dot`:
-where it matters numbers are float32 here, which no kernel's logic depends on.
+The interpreter truncates what is stored in bfloat16 and multiplies bfloat16 wrongly in `tl.dot`.
+Where this matters, the tests use float32; no kernel's logic depends on the dtype.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def scalars_as_numbers(monkeypatch):
-    """The interpreter keeps a scalar as an array of one, which newer numpy does not take for an
-    integer: the bounds of a loop."""
+    """The interpreter keeps a scalar as an array of one element, which newer numpy does not accept
+    as an integer, for example as a loop bound."""
     original = interpreter._patch_lang_tensor
 
     def patch(tensor, scope):
@@ -52,7 +52,7 @@ def scalars_as_numbers(monkeypatch):
 
 
 def packed(*, eight: bool = False, seed: int = 1, **sizes: int) -> Packed:
-    """With `eight`, PyTorch's side computes with what the 8 bits stand for."""
+    """With `eight`, the PyTorch side uses the dequantised 8-bit weights."""
     weights = PackedCsm(small_model(seed, **sizes), eight_bit_depth=eight)
     shared = Packed.of(CudaSteps(weights))
     for layer in weights.depth_layers if eight else ():
@@ -130,7 +130,7 @@ def test_heads(batch):
 
 @pytest.mark.parametrize("batch", [1, 3, 17, 65])
 def test_the_backbone_reads_any_rows_at_any_positions(batch):
-    """Against the first rows, which PyTorch's way needs: the same rows elsewhere."""
+    """PyTorch's steps need the first rows; the kernels get the same data in other rows."""
     shared = packed(context=128)
     rng = np.random.default_rng(batch)
     theirs = FrameState(shared.weights, batch, 120)
@@ -260,11 +260,11 @@ def test_what_is_no_number_is_told_and_no_code_lies_outside(value, codebook):
     assert ((draw.codes() >= 0) & (draw.codes() < 32)).all()
 
 
-# What is taken at start-up
+# Selection at start-up
 
 
 def selected(monkeypatch, faster, timed=False, **options):
-    """With a clock that finds own kernels `faster` than PyTorch or not; `timed`: it runs them."""
+    """With a fake timer: own kernels are `faster` than PyTorch or not; `timed`: it runs them."""
     weights = PackedCsm(small_model(4, context=64, codebooks=3))
     plain, state = CudaSteps(weights), FrameState(weights, 3, 60)
     times = iter(range(10_000))
@@ -327,7 +327,7 @@ def test_what_is_slower_or_not_tried_in_time_is_left_out(monkeypatch):
 
 
 def test_a_frame_that_differs_as_a_whole_takes_everything_back(monkeypatch):
-    """Each part near enough, and something between them wrong."""
+    """Each part alone is close enough, but their combination is wrong."""
     monkeypatch.setattr(selection, "frames_alike", lambda own, plain, bench: False)
     _, found = selected(monkeypatch, faster=True)
     assert found.own == {1: frozenset()}
@@ -343,7 +343,7 @@ def chosen(runner: Runner) -> Chosen:
 
 
 def test_greedy_codes_are_those_of_generate_in_any_rows():
-    """Of an engine by index, with padding, and rows that change places between frames."""
+    """Steps by index, with padding, and with rows in another order for each frame."""
     model, rng = small_model(9, codebooks=3), np.random.default_rng(1)
     prompts = [random_positions(model, rng, 1) for _ in range(2)]
     runner = Runner(model, 4, 128)

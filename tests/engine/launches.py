@@ -1,4 +1,4 @@
-"""Launches of own kernels, recorded instead of made, and compiled for a card that is not here."""
+"""Launches of own kernels, recorded instead of executed, and compiled for an absent GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 @dataclass(frozen=True)
 class Launch:
-    """What makes a kernel another one: what it is compiled for, not with what it is called."""
+    """Identifies a compiled kernel: what it is compiled for, without the values of arguments."""
 
     kernel: Any
     signature: tuple[tuple[str, str], ...]
@@ -98,7 +98,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 @dataclass(frozen=True)
 class Use:
-    """What a compiled kernel takes of a card."""
+    """The GPU resources that a compiled kernel uses."""
 
     registers: int
     stack: int

@@ -1,4 +1,4 @@
-"""Merged adapters speak as PEFT's unmerged model does; invalid ones are refused in one line."""
+"""Merged adapters give the codes of PEFT's unmerged model; invalid ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def base():
 
 
 def adapted(seed=0, **settings):
-    """An unmerged PeftModel whose adapter says something, trained nowhere."""
+    """An unmerged PeftModel with a random adapter that changes the output."""
     torch.manual_seed(seed)
     _, model = base()
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**{"r": 4, "lora_alpha": 8, **settings}))
@@ -66,7 +66,7 @@ def adapted(seed=0, **settings):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The base's folder."""
+    """The base model's folder."""
     folder = tmp_path_factory.mktemp("base")
     processor, model = base()
     model.save_pretrained(folder)
@@ -83,7 +83,7 @@ def adapter(tmp_path_factory):
 
 @pytest.fixture
 def broken(adapter, tmp_path):
-    """A copy of it to be damaged."""
+    """A copy of the adapter, to be damaged."""
     return shutil.copytree(adapter, tmp_path / "anna")
 
 
@@ -92,7 +92,7 @@ def loaded(saved, adapter):
 
 
 def refused(saved, adapter, kind=ModelLoadError):
-    """What an engine says that cannot load this: one line."""
+    """The error of an engine that cannot load this: one line."""
     engine = Engine(EngineConfig(model=str(saved), adapter=str(adapter), threads=1))
     engine.start()
     with pytest.raises(CsmError) as refusal:
@@ -214,7 +214,7 @@ def test_damage(saved, broken, damage):
 
 
 def test_one_for_another_model(saved, broken):
-    """Llama's names."""
+    """Its target modules have the names of Llama."""
     config = json.loads((broken / adapters.CONFIG).read_text())
     config["target_modules"] = ["wq", "wv"]
     (broken / adapters.CONFIG).write_text(json.dumps(config))

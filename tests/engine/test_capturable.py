@@ -1,5 +1,5 @@
-"""The frame step has no data-dependent shape and never waits for the host: a compiler that must
-take it as one whole graph does so, and computes the same. That is what a CUDA graph needs."""
+"""The frame step has no data-dependent shape and never waits for the host, as CUDA graphs require:
+it compiles as one full graph, with the same results."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_one_graph_is_a_whole_frame_at_every_position(draw, candidates):
         lambda: step(compiled, candidates), fullgraph=True, dynamic=False, backend=backend
     )
     with torch.inference_mode():
-        # The first lays out what is laid out once per batch size.
+        # The first step allocates what is allocated once per batch size.
         assert torch.equal(step(plain, candidates), step(compiled, candidates))
         for _ in range(4):
             expected, result = step(plain, candidates), whole()
@@ -58,7 +58,7 @@ def test_one_graph_is_a_whole_frame_at_every_position(draw, candidates):
 
 
 def test_a_step_waits_for_nothing_on_the_host(monkeypatch):
-    """No value of a tensor is asked for: on a device each would be a stop of the pipeline."""
+    """No tensor's value is read: on a device each read would stall the pipeline."""
     runner = prepared(DRAWN)
 
     def asked(*_arguments, **_options):

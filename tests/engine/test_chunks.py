@@ -1,4 +1,4 @@
-"""When audio is decoded and in chunks of how many frames, computed without tensors."""
+"""When audio is decoded and in chunks of what size, computed without tensors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_first_frame_waits_for_nobody_and_chunks_then_double_up_to_eight(sch
 
 def test_nothing_is_held_back_of_a_live_stream_whose_lead_comes_to_its_end(scheduler):
     seat, chunks, made = speaking(scheduler, "a"), Chunks(), []
-    for number in range(20):  # one frame in the time that one plays
+    for number in range(20):  # one frame per frame duration
         chunks.round_took(FRAME_SECONDS)
         scheduler.frame_drawn(seat)
         made += [frames for frames, _ in decode(scheduler, chunks, now=number * FRAME_SECONDS)]
@@ -121,10 +121,9 @@ def test_every_number_of_frames_is_a_few_calls():
 
 
 def test_no_frame_is_late_that_would_not_be_late_without_chunks(seed):
-    """A machine with a clock of its own: rounds of any length, also such as take longer than any
-    before; a frame costs the same in a chunk or alone, so that chunks bring nothing and can only
-    do harm. On the average a fifth of the time is to spare: nearer to real time a course of slow
-    rounds may come that no bounded reserve foresees."""
+    """Simulates rounds of any length, also longer than any before. A frame costs the same in a
+    chunk or alone, so chunks save nothing and can only cause delays. On average a fifth of the time
+    is spare: closer to real time, a series of slow rounds may exceed any bounded reserve."""
     rng = random.Random(seed)
     for _ in range(60):
         pace = rng.uniform(0.005, 0.065)
@@ -140,7 +139,7 @@ class OneByOne(Chunks):
 
 
 def late(rounds: list[float], chunks: Chunks) -> int:
-    """Frames that came after their playing, begun with the first one, needed them."""
+    """Number of frames delivered too late for playback that started with the first one."""
     scheduler = Scheduler(slots=1, queue=0, rows=1, piece=1, max_lead_s=2.0)
     seat, now, count, start, delivered = speaking(scheduler, "a"), 0.0, 0, 0.0, 0
     for seconds in rounds:

@@ -22,7 +22,7 @@ def by_hand(told: object, **settings: bool) -> ByHand:
 
 
 def spoken(hand: ByHand, conversation: str, text: str = "Say this."):
-    """One sentence: what was heard, after the engine came to rest."""
+    """One sentence, spoken until the engine is idle."""
     heard = say(hand.engine, conversation, text, max_seconds=0.4)
     hand.run()
     assert heard.frames()
@@ -62,7 +62,7 @@ def test_only_the_last_turns_are_read_before_a_reply(turns):
     np.testing.assert_array_equal(
         heard.codes, truth(hand.engine._checkpoint.model, positions, heard.frames())
     )
-    # Its own reply counts as a turn of the next one.
+    # The reply counts as a turn before the next one.
     again = say(hand.engine, conversation, "Another one.", max_seconds=0.4)
     hand.run()
     assert again.frames()

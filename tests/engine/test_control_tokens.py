@@ -35,7 +35,7 @@ LLAMA += [f"<|reserved_special_token_{n}|>" for n in range(3, 245)]
 
 def llama_processor():
     """CSM-1B's tokenizer as far as it matters here: bytes for text, Llama 3's 253 control tokens,
-    the two of CSM's, its template."""
+    CSM's two control tokens and its template."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     bare = Tokenizer(models.BPE({letter: at for at, letter in enumerate(letters)}, []))
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

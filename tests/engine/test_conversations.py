@@ -45,7 +45,7 @@ def voice_positions(hand: ByHand, prompt: VoicePrompt) -> np.ndarray:
 
 @torch.no_grad()
 def test_the_sound_of_every_sentence_is_that_of_its_own_codes(hand):
-    """Nothing of an earlier sentence, or of who had the row before, rings on in the codec."""
+    """No codec state of an earlier sentence, or of the row's previous user, remains."""
     codec = hand.engine._checkpoint.model.codec_model
     conversations = [hand.engine.open() for _ in range(3)]
     for turn in range(3):
@@ -249,7 +249,7 @@ def test_a_private_voice_that_waits_for_a_sentence_to_end_is_forgotten_on_hangin
 
 
 def test_more_conversations_than_rows_take_turns_and_each_stays_exact(hand):
-    """Two slots and two parked rows for seven calls: rows are given away and read again."""
+    """Two slots and two parked rows for seven calls: rows are reassigned and prefilled again."""
     conversations = [hand.engine.open(voice("v") if n % 2 else None) for n in range(7)]
     for turn in range(3):
         for number, conversation in enumerate(conversations):

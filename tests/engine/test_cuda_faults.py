@@ -1,5 +1,5 @@
-"""What would fail, or wait, on a CUDA device, shown without one: on CUDA tensors without numbers at
-CSM-1B's full size, and on the CPU with what CUDA's kernels do differently."""
+"""Failures and waits on a CUDA device, detected without one: on CUDA tensors without data at
+CSM-1B's full size, and on the CPU with the differences of CUDA's kernels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_nothing_leaves_the_device_and_nothing_waits_for_the_host(csm, part, lay
 
 @pytest.mark.parametrize("part", PARTS)
 def test_products_read_matrices_in_steps_of_sixteen_bytes(csm, part):
-    """Rows that begin elsewhere are read number by number."""
+    """Rows that begin elsewhere are read one element at a time."""
     products = [
         operation
         for operation in csm.recorded(part).operations
@@ -64,7 +64,7 @@ def test_depth_heads_are_held_once(csm):
 
 
 def test_residuals_are_added_within_the_product(csm):
-    """Out of place each would copy the residual first: 272 more kernels a frame."""
+    """Out of place, each product would copy the residual first: 272 more kernels a frame."""
     for part in ("draw", "read", "prefill"):
         assert not csm.recorded(part).kernels()["addmm"]
     # The depth decoder's 31 passes and what position 0 needs; the backbone.
@@ -73,7 +73,7 @@ def test_residuals_are_added_within_the_product(csm):
 
 
 def test_what_attention_may_see_is_made_once_a_step(csm):
-    """In eights, else each layer would copy it once more."""
+    """Its strides are multiples of 8; otherwise each layer would copy it once more."""
     biases = []
 
     def attend(q, k, v, attn_mask=None, scale=None, **_):
@@ -100,7 +100,7 @@ def test_what_attention_may_see_is_made_once_a_step(csm):
 @pytest.fixture
 def laid_out_otherwise(monkeypatch):
     """Attention's results with positions before heads, as CUDA's memory-efficient kernel and flash
-    attention give them; the numbers are right."""
+    attention return them; the values are correct."""
     real = torch.nn.functional.scaled_dot_product_attention
 
     def attend(*args, **kwargs):
@@ -125,11 +125,11 @@ def test_codes_are_the_same_whatever_the_layout_of_attentions_result(seed):
 _real_attention = torch.nn.functional.scaled_dot_product_attention
 
 
-# Numbers on their way
+# Transfers between host and device
 
 
 def test_a_frame_read_late_is_still_that_frame():
-    """The next one is written into the same memory."""
+    """The next frame is written into the same memory."""
     mailbox = Mailbox(1 << 12, torch.device("cpu"))
     sent = [
         (torch.full((2, 3), n), torch.full((2, 5), n / 2), torch.tensor([n % 2 == 0] * 2))
@@ -151,7 +151,7 @@ def test_results_of_every_size_lie_in_memory_that_was_laid_out_once():
 
 
 def test_the_largest_frame_fits_into_the_mailbox():
-    """Codes, and whether they are numbers, of all rows that a step may have."""
+    """Codes, and whether logits were finite, for the most rows that a step may have."""
     runner = Runner(small_model(1), 5, 64)
     mailbox = Mailbox(5 * runner._bytes_per_row(), torch.device("cpu"))
     runner._mailbox = mailbox
@@ -163,7 +163,7 @@ def test_the_largest_frame_fits_into_the_mailbox():
 
 
 class Waited:
-    """A CUDA event, and whether it was waited for."""
+    """A CUDA event that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -190,7 +190,7 @@ def test_arrays_reach_the_device_in_parts_of_pinned_memory_none_of_it_used_befor
 
 
 def test_each_method_works_on_its_own_device_whatever_thread_calls_it(monkeypatch):
-    """Events, streams and graphs belong to the current device, which is card 0 until told."""
+    """Events, streams and graphs belong to the current device, by default device 0."""
     runner = Runner(small_model(1), 2, 64)
     runner.device = torch.device("cuda", 1)
     runner._to_device = torch.from_numpy
@@ -233,7 +233,7 @@ def test_on_cuda_attention_is_never_cudnns_and_the_codec_never_in_tf32(monkeypat
 
 
 def test_graphs_are_captured_on_one_stream(monkeypatch):
-    """Each stream would bring its own workspace."""
+    """Each further stream would have a workspace of its own."""
     made, used = [], []
 
     class Stream:
@@ -270,7 +270,7 @@ def test_graphs_are_captured_on_one_stream(monkeypatch):
 
 
 def test_without_kernels_the_exact_matrix_is_used_where_eight_bits_would_only_be_slower(csm):
-    """PyTorch's CUDA kernel for them is one thread an output."""
+    """PyTorch's CUDA kernel for 8-bit weights uses one thread per output."""
     with csm.mode, torch.no_grad():
         layer = csm.weights.depth_layers[0]
         eight = EightBit(layer.down)
@@ -284,7 +284,7 @@ def test_without_kernels_the_exact_matrix_is_used_where_eight_bits_would_only_be
 
 
 def test_the_layouts_of_the_tests_are_those_of_pytorchs_own_kernels(csm):
-    """By their meta functions, which say how a result lies without a device."""
+    """Read from their meta functions, which give the layout of a result without a device."""
     aten = torch.ops.aten
     with csm.mode:
         q, k = (torch.empty(2, 8, n, 64, dtype=torch.bfloat16, device="cuda:0") for n in (4, 40))

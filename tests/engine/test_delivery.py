@@ -65,7 +65,7 @@ def test_frames_come_in_chunks_that_double(hand):
 
 
 def silent_from(hand: ByHand, frame: int) -> None:
-    """The codec gives silence from that frame of each utterance on."""
+    """The codec gives silence from `frame` of each utterance on."""
     original = hand.codec.decoder.decode
 
     def decode(codes, rows):
@@ -102,7 +102,7 @@ def test_silence_that_ends_where_the_length_does_counts_as_the_length(hand):
 
 @pytest.mark.parametrize("frame", [3, 8, 10, 15])
 def test_a_cancel_in_the_middle_of_a_chunk_is_obeyed_within_a_frame(hand, frame):
-    """Its codes go from the conversation as far as their sound was never handed out."""
+    """Codes whose audio was not delivered are removed from the conversation."""
 
     def leave(event):
         if isinstance(event, Audio) and event.frame == frame:
@@ -141,7 +141,7 @@ def test_the_codec_keeps_nothing_of_an_utterance_that_is_over(hand):
 
 
 class Behind:
-    """A stage that gives everything twice as loud and some samples later."""
+    """A stage that doubles the amplitude and delays by some samples."""
 
     held = 3
 
@@ -173,7 +173,7 @@ class Behind:
 
 @pytest.mark.parametrize("delay", [0, 100, 1920, 5000])
 def test_a_stage_may_hold_sound_back_and_nothing_is_lost(hand, delay, seed):
-    """However the utterance ends: with sound still to be decoded, or without."""
+    """For utterances that end with frames still to be decoded, and for others."""
     rng = np.random.default_rng(seed)
     hand.codec.stage = stage = Behind(4, delay)
     streams = []

@@ -19,7 +19,7 @@ def test_a_product_is_off_by_the_rounding_of_its_weights_at_most(dtype, seed):
     x = torch.randn(3, 5, 64).to(dtype)
     eight = EightBit(weight)
     step = weight.float().abs().amax(dim=0) / 127
-    # Half a step for each weight, and what bfloat16 rounds on its own.
+    # Half a quantisation step for each weight, plus the rounding of bfloat16 itself.
     most = 0.5 * step * x.float().abs().sum(dim=-1, keepdim=True)
     own = 0.0 if dtype == torch.float32 else 0.02 * (x.float().abs() @ weight.float().abs())
     off = (eight(x).float() - x.float() @ weight.float()).abs()

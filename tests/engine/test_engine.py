@@ -1,4 +1,4 @@
-"""The engine with many callers: cancels, refusals, and failures of single streams."""
+"""The engine with many callers: cancels, closing, lead and life cycle."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_without_live_nothing_holds_speech_back(small):
     assert heard.frames() == 50
 
 
-# Life
+# Life cycle
 
 
 def test_stopping_fails_what_is_left_and_ends_the_thread(small):

@@ -222,7 +222,7 @@ def test_infinity_is_found_as_well(small):
 @pytest.mark.parametrize("head", ["lm_head", "depth"])
 @pytest.mark.parametrize("draw", [{"temperature": 0.0}, {"temperature": 0.9, "top_k": 20}])
 def test_what_arises_in_a_head_ends_every_stream_with_a_typed_error(head, value, draw):
-    """The hidden states are numbers, the logits are not: a head's weights were damaged."""
+    """The hidden states are finite, the logits are not: a head's weights were damaged."""
     damaged = small_checkpoint(5)
     hand = ByHand(damaged, slots=2, queue=0)
     weights = hand.runner.weights
@@ -244,7 +244,7 @@ def test_what_arises_in_a_head_ends_every_stream_with_a_typed_error(head, value,
 
 
 def test_nan_left_in_a_row_harms_nobody_who_gets_it_next(small):
-    """The stream is cancelled before its NaN is found; its memory goes to others."""
+    """The stream is cancelled before its NaN is found; its row is given to other streams."""
     hand = ByHand(small, slots=1, queue=4)
     ((conversation, heard),) = _speaking(hand, 1)
     for tensor in (*hand.runner.state.keys, *hand.runner.state.values):
@@ -259,7 +259,7 @@ def test_nan_left_in_a_row_harms_nobody_who_gets_it_next(small):
 
 @pytest.mark.parametrize("wrong", [0, 3, 7])
 def test_sound_that_is_not_finite_is_never_handed_out(small, wrong):
-    """What came before it is, wherever in a chunk it stands."""
+    """Frames before it are delivered, wherever in a chunk it is."""
     hand = ByHand(small, slots=2, queue=0)
     (bad, heard), (_, beside) = _speaking(hand, 2, max_seconds=4.0)
     codec, before = hand.codec, 0
@@ -301,7 +301,7 @@ def test_a_step_that_raises_fails_everybody_typed_and_the_engine_says_so(small, 
     conversations = [engine.open() for _ in range(5)]
     heard = []
     for conversation in conversations:
-        # Once it has failed, it refuses with the same error.
+        # After the failure the engine refuses requests with the same error.
         with contextlib.suppress(EngineError):
             heard.append(say(engine, conversation, "Some words. " * 12))
     ends = [one.wait().end for one in heard]
@@ -342,7 +342,7 @@ def test_the_end_frame_is_neither_heard_nor_counted():
     while hand.drawn_of(heard) < 7:
         hand.round()
     assert len(heard.audio) < 7, "some of it is drawn and not decoded"
-    # With all scores alike, the first code wins in every codebook: the end.
+    # With equal logits the first code wins in every codebook: an end frame.
     hand.runner.weights.lm_head.zero_()
     for head in hand.runner.weights.depth_heads:
         head.zero_()

@@ -11,7 +11,7 @@ from tests.engine.tools import ByHand, say
 
 LOUD, QUIET = 0.1, 1e-4
 THREE_SECONDS = 38
-"""Frames: the first number of them that lasts three seconds."""
+"""The smallest number of frames that lasts three seconds."""
 
 
 def codes(number: int) -> np.ndarray:

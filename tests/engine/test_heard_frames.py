@@ -15,7 +15,7 @@ def hand(small):
 
 
 def spoken_turn(hand, text, codes) -> np.ndarray:
-    """As it should stand in the log: text, those frames, the end."""
+    """The turn as expected in the log: text, these frames, end frame."""
     return hand.engine._writer.turn(0, text, codes)
 
 

@@ -1,5 +1,5 @@
-"""Own kernels, without a GPU: what they compute under Triton's interpreter, and what they become
-when they are compiled for each generation of cards."""
+"""Own kernels, without a GPU: their results under Triton's interpreter, and their resources when
+compiled for each generation of GPUs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_kernels_compute_what_pytorch_computes_and_frames_are_those_of_generate(
 
 CARDS = {80: "A100", 89: "L4", 90: "H100", 100: "B200", 120: "RTX PRO 6000"}
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-"""Bytes that one block may have."""
+"""Bytes of shared memory that one block may use."""
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def _in_eight_bits(layer):
 
 
 def frame(steps, batch: int):
-    """One frame without its sound, of any rows."""
+    """One frame of any rows, without the codec."""
 
     def work(csm) -> None:
         index = torch.arange(batch, device=csm.device)
@@ -141,12 +141,12 @@ def test_the_largest_of_each_kernel_fits_every_generation_without_spills(csm, ca
         check(launch, card)
 
 
-# Counted
+# Number of kernels
 
 
 def test_one_stream_takes_fewer_than_a_thousand_kernels_a_frame(csm):
-    """Its sound included, each frame by itself; PyTorch alone takes at most two thousand besides
-    the sound, of which eight frames are made in one call."""
+    """Including the codec, with one frame per call. PyTorch alone takes at most two thousand, with
+    eight frames per call of the codec."""
     sound = sum(csm.recorded("sound").kernels().values())
     plain = sum(sum(csm.recorded(part).kernels().values()) for part in ("draw", "read"))
     steps = chosen(csm, early=True)

@@ -39,12 +39,12 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def broken(saved, tmp_path):
-    """A copy of it to be damaged."""
+    """A copy of the checkpoint, to be damaged."""
     return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
 def refused(model: object, caplog, **settings) -> CsmError:
-    """What an engine says that cannot load this; the log stays without a traceback."""
+    """The error of an engine that cannot load this; no traceback is logged."""
     engine = Engine(EngineConfig(model=str(model), threads=1, **settings))
     with caplog.at_level(logging.DEBUG, "csm_tts_plugin"):
         engine.start()

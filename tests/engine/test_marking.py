@@ -18,7 +18,7 @@ from csm_tts_plugin.errors import ConfigError
 from tests.engine.tools import PATIENCE, ByHand, say, started
 
 _ROUNDING = 1e-4
-"""Of samples up to 4, which batches of other sizes round otherwise."""
+"""For samples up to 4; rounding differs between batch sizes."""
 LINE = "It was sold again in the winter, and nobody knew why."
 
 
@@ -27,12 +27,13 @@ def frames(heard):
 
 
 def one_pass(plain):
-    """[n, 1920] -> the same marked from end to end"""
+    """[n, 1920] -> the same, watermarked in one pass"""
     return marked(plain.reshape(-1)).reshape(-1, FRAME_SAMPLES)
 
 
 def check(heard, plain):
-    """Nothing lost or moved: as it is at first, then the mark of one pass; where that began."""
+    """No sample is lost or shifted: unmarked at first, then as in one pass. Returns where the mark
+    began."""
     assert heard.frames() == len(plain)
     sound, wanted = frames(heard), one_pass(plain)
     changed = np.abs(sound - plain).max(axis=1) > _ROUNDING
@@ -118,7 +119,7 @@ def test_live_streams_in_company_of_a_fast_engine_lose_nothing(small, plain, see
 
 @pytest.mark.parametrize("took", [0.01, 0.04, 0.06])
 def test_no_frame_of_a_live_stream_comes_after_its_playing_needs_it(small, plain, took):
-    """An engine that takes so long for a frame, up to three quarters of what that plays."""
+    """`took`: seconds that the engine takes per frame, up to three quarters of its duration."""
     hand = ByHand(small, slots=1, queue=1, watermark="perth")
     moments = []
 

@@ -17,7 +17,7 @@ from tests.engine.tools import ByHand, noise, say, voice
 from tests.support.models import small_model
 
 _SPARE = 96 * 1024
-"""Bytes that may come and go: caches of the interpreter, the last conversations' leavings."""
+"""Bytes that may vary: the interpreter's caches, remains of the last conversations."""
 
 
 class Caller:
@@ -59,7 +59,7 @@ def held() -> tuple[int, int]:
 
 
 def resident() -> int:
-    """The most memory that this process has had, in bytes."""
+    """The peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )

@@ -13,15 +13,15 @@ from csm_tts_plugin.engine.mimi import MimiDecoder
 from tests.support.models import small_mimi_config, small_model
 
 TOLERANCE = 1e-4
-"""Of the loudest sample, in float32."""
+"""Relative to the loudest sample, in float32."""
 
 LONG = 40
-"""Frames: several times the sliding window, which is 10 positions at two a frame."""
+"""Frames: several times the sliding window, which is 10 positions, two per frame."""
 
 
 @torch.no_grad()
 def awake(codec: MimiModel) -> MimiModel:
-    """As initialised, attention adds a hundredth of next to nothing: no mistake would show."""
+    """Initially attention adds almost nothing (layer scale 0.01): no mistake would be detected."""
     for name, parameter in codec.named_parameters():
         if "layer_scale" in name:
             parameter.fill_(1.0)
@@ -73,8 +73,8 @@ def test_any_split_equals_one_decode_of_the_whole(codec, most, seed):
 
 @pytest.mark.parametrize("device", ["host", "device"])
 def test_chunks_of_any_rows_in_any_order_do_not_touch_each_other(codec, device, seed):
-    """Each call takes some rows, as their streams are due, and so many frames of each. `device`: as
-    a captured graph does it, to which rows and positions are numbers on the device."""
+    """Each call decodes some rows, as their streams are due, with equally many frames. `device`: as
+    in a captured graph, where rows and positions are tensors on the device."""
     rng = np.random.default_rng(seed)
     rows = 5
     decoder = MimiDecoder(codec, rows, max_frames=4)
@@ -99,7 +99,7 @@ def test_chunks_of_any_rows_in_any_order_do_not_touch_each_other(codec, device, 
             heard[row].append(sound)
     assert min(decoder.frames) >= LONG - 3
     for row in range(rows):
-        # Causal: what was heard so far is the beginning of the whole.
+        # Causal: the audio so far is the beginning of the whole.
         sound = torch.cat(heard[row])
         assert_same(sound, offline(codec, codes[row])[: len(sound)])
 
@@ -155,7 +155,7 @@ def test_key_heads_that_serve_several_query_heads(seed):
 
 
 def test_decoding_each_chunk_alone_would_be_heard(codec, seed):
-    """The comparison is sharp: without memory between chunks there is a seam."""
+    """The comparison is strict: without state between chunks their joins differ."""
     codes = some_codes(codec, LONG, np.random.default_rng(seed))
     alone = torch.cat([offline(codec, part) for part in torch.split(codes, 8, dim=1)])
     whole = offline(codec, codes)

@@ -25,7 +25,7 @@ from tests.engine.tools import (
 VOCAB = 64
 DRAWS = 60_000
 WIDE = Draw((1.0, 0.8), (0, 12), 1234567890123)
-"""Unlike parts, so that a mix-up shows: codebook 0 from all codes, the others from twelve."""
+"""Different parts, so that a mix-up is detected: codebook 0 from all codes, others from twelve."""
 
 
 def rows_of(
@@ -46,10 +46,10 @@ def fixed_logits() -> torch.Tensor:
 
 
 def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
-    """Standard deviations that chi-square lies above its expectation (Wilson-Hilferty)."""
+    """Standard deviations of chi-square above its expectation (Wilson-Hilferty)."""
     expected = probabilities * counts.sum()
     order = np.argsort(expected)
-    # Cells that expect little are taken together, as the test asks for.
+    # Cells with small expected counts are merged, as the test requires.
     small = order[np.cumsum(expected[order]) < 10]
     rest = np.setdiff1d(order, small)
     observed = np.append(counts[rest], counts[small].sum())
@@ -78,7 +78,7 @@ def test_draws_follow_the_processors_of_transformers(temperature, top_k, codeboo
     if top_k == 1:
         assert counts[int(logits.argmax())] == DRAWS
     else:
-        # Fixed numbers: this either always passes or never does.
+        # The seed is fixed: this passes either always or never.
         assert chi_square(counts, wanted) < 4.0
 
 
@@ -101,7 +101,7 @@ def test_part_of_the_candidates_is_enough_for_a_smaller_top_k():
 
 
 def uniform_noise(keys: torch.Tensor, candidates: int) -> np.ndarray:
-    """Gumbel noise taken back to numbers in (0, 1)."""
+    """Gumbel noise converted back to uniform numbers in (0, 1)."""
     index = torch.arange(candidates).expand(len(keys), -1)
     return torch.exp(-torch.exp(-gumbel(keys[:, None], index * drawing._CODE).double())).numpy()
 
@@ -121,7 +121,7 @@ def test_noise_is_uniform_and_uncorrelated_in_every_direction(along):
         keys = noise_keys(torch.tensor([17]), torch.tensor([4]), 1)[0]
     numbers_drawn = uniform_noise(keys, count if along == "candidates" else 8)
     values = np.sort(numbers_drawn.ravel())
-    # Kolmogorov-Smirnov: 1.95 is passed by chance once in a thousand times, 2.5 never.
+    # Kolmogorov-Smirnov: 1.95 is exceeded by chance once in a thousand times, 2.5 never.
     steps = np.arange(1, len(values) + 1) / len(values)
     assert np.abs(values - steps).max() * len(values) ** 0.5 < 2.2
     flat = numbers_drawn.ravel() - 0.5
@@ -131,7 +131,7 @@ def test_noise_is_uniform_and_uncorrelated_in_every_direction(along):
 
 
 def test_noise_is_finite_at_both_ends(monkeypatch):
-    """An infinite number would draw its code whatever the logits say."""
+    """Infinite noise would select its code whatever the logits are."""
     for bits in (0, 0xFFFFFFFF):
         monkeypatch.setattr(drawing, "_scramble", lambda x, bits=bits: torch.full_like(x, bits))
         assert gumbel(torch.zeros(1, 1, dtype=torch.int64), torch.arange(4)).isfinite().all()
@@ -195,7 +195,7 @@ def test_a_greedy_row_stays_greedy_among_others_that_draw(small):
 
 
 def test_codebook_0_and_the_others_have_settings_of_their_own(small):
-    """Greedy in one part, drawn in the other, and the other way round."""
+    """Greedy in one part and sampled in the other, and vice versa."""
     rng = np.random.default_rng(0)
     (text,) = prompts(small, 1)
     greedy = truth(small.model, text, 1)[0]

@@ -35,7 +35,7 @@ class Traffic(RuleBasedStateMachine):
         by_index=st.booleans(),
     )
     def build(self, slots, queue, spare, pad, by_index):
-        # Padded steps need room to move others out of their way.
+        # Padded steps need spare rows, to which the rows of others are moved.
         sizes = [slots] if pad else None
         rows = 2 * slots if pad else slots + spare
         self.device = Device(slots, queue, rows, sizes, by_index=by_index)
@@ -97,7 +97,7 @@ class Traffic(RuleBasedStateMachine):
             self.device.check()
 
     def teardown(self):
-        """Once callers are silent and have time to listen, everybody is served."""
+        """Without further requests and with enough time, every utterance is served."""
         if not hasattr(self, "device"):
             return
         device = self.device
@@ -153,6 +153,6 @@ def test_a_long_random_run_loses_no_slot_and_grows_nowhere(seed):
 
 
 def _holds_nothing(scheduler: Scheduler) -> bool:
-    """No container in it still holds anything."""
+    """All of its containers are empty."""
     parts = vars(scheduler).values()
     return not any(any(part) for part in parts if isinstance(part, (list, dict, set, tuple)))

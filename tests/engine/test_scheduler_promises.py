@@ -12,8 +12,6 @@ from csm_tts_plugin.engine.scheduler import Scheduler
 from csm_tts_plugin.errors import BusyError
 from tests.engine.device import LEAD, PIECE, Device
 
-# Single promises
-
 
 def test_who_rests_stands_clear_of_a_padded_step():
     device = Device(slots=3, queue=0, rows=6, sizes=[3])
@@ -29,7 +27,7 @@ def test_who_rests_stands_clear_of_a_padded_step():
 
 
 def test_a_prompt_read_while_its_stream_rests_stands_clear_of_a_padded_step():
-    """What the model knows after the prompt is all that its first frame comes from."""
+    """The first frame depends only on the state that prefill leaves in the row."""
     device = Device(slots=3, queue=0, rows=6, sizes=[3])
     stepping, seat = device.open(), device.open()
     device.say(stepping, live=False)
@@ -152,7 +150,7 @@ def test_prompts_are_read_in_pieces_while_others_speak():
 
 
 def test_several_prompts_share_what_a_round_may_read():
-    """Else as many rounds pass as there are callers before the last of them is heard."""
+    """Otherwise the last of n callers would wait n rounds for first audio."""
     device = Device(slots=5, queue=0, rows=5)
     speaker = device.open()
     device.say(speaker, live=False)
@@ -187,7 +185,7 @@ def test_a_live_stream_rests_at_its_lead_and_goes_on_when_played():
 
 
 def test_a_sentence_begins_no_further_ahead_than_the_one_before_may_be():
-    """Else every short sentence of a long reply would add a frame to the lead."""
+    """Otherwise every short sentence of a long reply would add a frame to the lead."""
     device = Device(slots=1, queue=0, rows=1)
     seat = device.open()
     for _ in range(40):

@@ -1,4 +1,4 @@
-"""Greedy codes equal those of transformers' `generate` in float32, also beside other streams."""
+"""Greedy codes equal those of transformers' `generate` in float32, also next to other streams."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_more_codebooks_and_other_sizes_equal_generate(seed):
 
 
 def test_steps_as_cuda_devices_take_them_equal_generate(seed):
-    """The same in PyTorch, with fewer kernels: rotations within the products, one cache."""
+    """The same in PyTorch with fewer kernels: rotations merged into the products, one cache."""
     model, rng = small_model(7, codebooks=6), np.random.default_rng(seed)
     prompts = [random_positions(model, rng, turns) for turns in (3, 1, 2)]
     rows = Rows(model, 3)
@@ -116,7 +116,7 @@ def test_rows_that_join_leave_and_move_give_each_the_codes_it_has_alone(seed):
 
 
 def _ends_by_itself(weights: int):
-    """A model of few codes whose speech after some prompt comes to an end: both, and its codes."""
+    """A model of few codes, a prompt after which its speech ends, and the codes."""
     model = small_model(weights, codebooks=3, codes=8)
     rng = np.random.default_rng(weights)
     for _ in range(60):
@@ -143,7 +143,7 @@ def test_the_frame_that_ends_speech_is_that_of_generate(weights, seed):
 
 
 class Script:
-    """A conversation as transformers' processor wants it."""
+    """A conversation in the form for transformers' processor."""
 
     def __init__(self, checkpoint) -> None:
         self.checkpoint, self.messages = checkpoint, []
@@ -216,7 +216,7 @@ def test_many_at_once_equal_each_alone(both):
         np.testing.assert_array_equal(one.wait().codes, expected[: len(one.codes)])
 
 
-# Conversations, turned by hand: what the log holds is what the model must have read
+# Conversations, stepped manually: the model must have read exactly what the log holds
 
 
 def _spoken_text(checkpoint, text: str) -> np.ndarray:
@@ -302,7 +302,7 @@ def test_random_arrivals_cancels_and_ends_leave_everybody_the_codes_it_has_alone
 
 
 def test_bfloat16_would_be_seen(small):
-    """The comparison above is sharp: a model rounded to bfloat16 does not pass it."""
+    """The comparison above is strict: a model rounded to bfloat16 does not pass it."""
     rng = np.random.default_rng(0)
     model = small_model(3)
     positions = random_positions(model, rng, 3)

@@ -1,8 +1,8 @@
-"""Two calls at once, each with its caller's voice: nobody is ever spoken to in the other's.
+"""Two calls at once, each with its caller's voice: no caller ever hears the other one's voice.
 
-A voice marks the codes that are spoken in it: greedy codes depend on the reference, the text and
-what was said before, and on nothing else. What a voice says alone is therefore the judge of what it
-says beside somebody else, through changes of voice, cancels and calls that end and begin anew.
+Codes identify the voice: greedy codes depend on the reference audio, the text and what was said
+before, and on nothing else. What a voice says in a single call is therefore the reference for what
+it says next to another call, with changes of voice, cancels, and calls that end and begin again.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tests.engine.tools import ByHand, say, voice
 
 TEXTS = ("One more.", "Two of us.", "And three.")
 SECONDS = 0.4
-"""Of each utterance: five frames."""
+"""Length of each utterance: five frames."""
 LONGEST = 2
-"""Utterances in one voice before it changes, so that what was said before stays countable."""
+"""Utterances in one voice before it changes; limits the number of possible histories."""
 
 
 class Alone:
-    """What each voice says when nobody else is there; asked once each."""
+    """What each voice says in a single call; each case is generated once."""
 
     def __init__(self, checkpoint):
         self.hand = ByHand(checkpoint, slots=1, queue=0)
@@ -43,7 +43,7 @@ class Alone:
 
 
 class Caller:
-    """A call that does at random what calls do; `heard` is the utterance under way."""
+    """A call with random actions; `heard` is the current utterance."""
 
     def __init__(self, engine, rng, number, alone):
         self.engine, self.rng, self.alone = engine, rng, alone
@@ -94,7 +94,7 @@ class Caller:
             self.settle()
 
     def settle(self):
-        """The voice asked for is the one of the next utterance, and nothing was said in it yet."""
+        """The requested voice applies to the next utterance, and nothing was said in it yet."""
         if self.wanted is not self.spoken_in:
             self.spoken_in, self.said = self.wanted, ()
 
@@ -107,7 +107,7 @@ class Caller:
         self.counts["cancelled" if self.cancelled else "whole"] += 1
         self.heard = None
         if self.cancelled:
-            self.reopen()  # how much of it was heard is chance, and would be context
+            self.reopen()  # how much of it was heard is random, and would be context
         self.settle()
 
     @property
@@ -121,7 +121,7 @@ def alone(small):
 
 
 def test_a_voice_marks_what_is_said_in_it(alone):
-    """Else the test below could not tell one from another."""
+    """Otherwise the test below could not distinguish them."""
     voices = [v for n in (1, 2) for v in Caller(None, None, n, alone).voices]
     for text in TEXTS:
         spoken = {alone.codes(v, (text,)).tobytes() for v in voices}

@@ -22,7 +22,7 @@ def hand(small):
 
 @pytest.fixture
 def read(hand, monkeypatch):
-    """How many positions the device has read, by the prompt's pieces."""
+    """The number of positions of each prefilled piece."""
     counts = []
     original = hand.runner.read_all
 

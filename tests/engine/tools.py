@@ -1,5 +1,5 @@
-"""What the engine's tests share: small checkpoints, listeners, transformers as the judge, and an
-engine that is turned by hand, so that random joins and ends happen at exact frames."""
+"""Shared by the engine's tests: small checkpoints, sinks, transformers as the reference, and an
+engine that is stepped manually, so that random joins and ends happen at exact frames."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.models import small_model
 GREEDY = Sampling(temperature=0.0)
 GREEDY_DRAW = Draw((0.0, 0.0), (1, 1), 0)
 PATIENCE = 120.0
-"""Seconds after which something hangs, however busy the machine is."""
+"""Timeout in seconds: a longer wait is a hang, even on a busy machine."""
 
 _TEMPLATE = (
     "{%- for message in messages -%}"
@@ -43,7 +43,7 @@ _TEMPLATE = (
     "{%- else -%}{{- '<|AUDIO|><|audio_eos|>' -}}{%- endif -%}"
     "{%- endfor -%}{%- endfor -%}"
 )
-"""CSM's own form, without the padding to equal lengths that csm-tiny's has: short prompts."""
+"""CSM's own template, for short prompts: without csm-tiny's padding to equal lengths."""
 
 
 def small_processor() -> Any:
@@ -53,7 +53,7 @@ def small_processor() -> Any:
 
 
 def small_checkpoint(seed: int = 0, *, context: int = 512, **sizes: int) -> Checkpoint:
-    """A random model that is read with csm-tiny's tokenizer; greedy unless told otherwise."""
+    """A random model with csm-tiny's tokenizer; greedy by default."""
     processor = small_processor()
     model = small_model(seed, context=context, **sizes)
     model.config.audio_token_id = processor.audio_token_id
@@ -62,7 +62,7 @@ def small_checkpoint(seed: int = 0, *, context: int = 512, **sizes: int) -> Chec
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
-    """Something to encode: float32 at 24 kHz."""
+    """Audio to encode: float32 at 24 kHz."""
     rng = np.random.default_rng(seed)
     return (0.1 * rng.standard_normal(int(seconds * SAMPLE_RATE))).astype(np.float32)
 
@@ -72,7 +72,7 @@ def voice(key: str, seconds: float = 1.2, *, private: bool = False, seed: int = 
     return VoicePrompt(key, "caller", (turn,), private)
 
 
-# transformers as the judge
+# transformers as the reference
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def embed(model: Any, positions: Positions) -> torch.Tensor:
 
 @torch.no_grad()
 def generated(model: Any, frames: int, **inputs: Any) -> np.ndarray:
-    """Greedy codes [n, K] of `generate`, the end frame included where it came to one."""
+    """Greedy codes [n, K] of `generate`, including the end frame if there is one."""
     codes = model.generate(
         **inputs, max_new_tokens=frames, do_sample=False, depth_decoder_do_sample=False
     )
@@ -104,7 +104,7 @@ def without_end(codes: np.ndarray) -> np.ndarray:
 
 
 def random_positions(model: Any, rng: np.random.Generator, turns: int) -> Positions:
-    """A made-up prompt: texts, some with audio frames behind them, the last one without."""
+    """A random prompt: texts, each followed by audio frames except the last one."""
     books = model.config.num_codebooks
     codes = model.config.codec_config.codebook_size
     parts = []
@@ -118,7 +118,7 @@ def random_positions(model: Any, rng: np.random.Generator, turns: int) -> Positi
 
 
 def assert_begins(longer: np.ndarray, shorter: np.ndarray, least: int = 6) -> None:
-    """A guard may end speech before `generate` does; what came must be the same and enough."""
+    """A guard may end speech before `generate` does: frames until then must be equal and enough."""
     assert len(shorter) >= least, f"only {len(shorter)} frames to compare"
     np.testing.assert_array_equal(shorter, longer[: len(shorter)])
 
@@ -127,14 +127,14 @@ def assert_begins(longer: np.ndarray, shorter: np.ndarray, least: int = 6) -> No
 
 
 class Rows:
-    """A runner and how far each of its rows has come."""
+    """A runner and the number of positions in each of its rows."""
 
     def __init__(self, model: Any, rows: int, context: int = 256) -> None:
         self.runner = Runner(model, rows, context)
         self.valid = [0] * rows
 
     def read(self, row: int, positions: Positions, rng: np.random.Generator) -> None:
-        """In random pieces."""
+        """Prefill in random pieces."""
         start = 0
         while start < len(positions):
             count = int(rng.integers(1, len(positions) - start + 1))
@@ -158,11 +158,11 @@ class Rows:
         self.valid[a], self.valid[b] = self.valid[b], self.valid[a]
 
 
-# Listening
+# Sinks
 
 
 class Heard:
-    """A sink that remembers; `then` runs on the engine's thread after each event."""
+    """A sink that keeps its events; `then` runs on the engine's thread after each event."""
 
     def __init__(self, then: Callable[[Event], None] | None = None) -> None:
         self.events: list[Event] = []
@@ -219,7 +219,7 @@ class Heard:
 
 
 def say(engine: Engine, conversation: str, text: str = "Hello there.", **options: Any) -> Heard:
-    """Speak greedily unless told otherwise; `then` goes to the listener."""
+    """Greedy by default; `then` is passed to the sink."""
     heard = Heard(options.pop("then", None))
     options.setdefault("sampling", GREEDY)
     options.setdefault("live", False)
@@ -231,7 +231,7 @@ def say(engine: Engine, conversation: str, text: str = "Hello there.", **options
 
 
 def started(checkpoint: Checkpoint, *, limits: Limits | None = None, **settings: Any) -> Engine:
-    """Ready to speak; it reads all that fits, as transformers does, and is not marked."""
+    """Ready to speak; by default with all context that fits, like transformers, and unmarked."""
     settings = {"whole_context": True, "watermark": "off", **settings}
     engine = Engine(
         EngineConfig(model="small", threads=1, **settings), limits=limits, checkpoint=checkpoint
@@ -242,9 +242,9 @@ def started(checkpoint: Checkpoint, *, limits: Limits | None = None, **settings:
 
 
 class ByHand:
-    """An engine without its thread: each `round` is one turn of its loop, here and now.
+    """An engine without its thread: each `round` is one pass of its loop in the calling thread.
 
-    Its clock is ours: `now` in seconds, which stands still unless told otherwise.
+    Its clock is `now` in seconds, which does not advance by itself.
     """
 
     def __init__(
@@ -281,7 +281,7 @@ class ByHand:
             return self.engine._round()
 
     def run(self, limit: int = 20_000) -> None:
-        """Until there is nothing left to do; where streams rest, time passes."""
+        """Run until there is nothing left to do; the clock advances while streams rest."""
         for _ in range(limit):
             if not self.round():
                 patience = self.rounds.patience(self.now)
@@ -309,15 +309,15 @@ class ByHand:
         return np.concatenate(parts)
 
     def drawn_of(self, heard: Heard) -> int:
-        """Frames drawn of an utterance that is spoken, of which some may not have been heard."""
+        """Number of frames drawn for a current utterance; some may not be delivered yet."""
         for conversation in self.engine._conversations.values():
             if (utterance := conversation.utterances.get(heard.id)) is not None:
                 return utterance.drawn
         raise AssertionError("it is over")
 
     def asked(self, conversation: str, text: str) -> Positions:
-        """What the model read before it said `text`, its only words in this conversation; of what
-        it then said less may be in the log, where it was interrupted."""
+        """What the model read before it said `text`, its only utterance in this conversation. If
+        it was interrupted, the log may hold only a part of it."""
         context, records = (
             self.context(conversation),
             self.engine._conversations[conversation].records,

@@ -90,7 +90,7 @@ def test_captured_graphs_speak_what_uncaptured_code_speaks(batch: int, draw: Dra
 
 @pytest.mark.parametrize("graphs", [True, False])
 def test_the_codec_in_chunks_beside_the_model_sounds_as_transformers_decode(graphs: bool) -> None:
-    """Rows are used again, and calls are looked at after all of them were queued."""
+    """Rows are reused, and results are read after all calls were queued."""
     model = small_model(1, codebooks=8).to("cuda")
     codec = Codec(model.codec_model, 4, graphs=graphs)
     codec.warm_up()
@@ -160,7 +160,7 @@ def test_greedy_codes_by_own_kernels_equal_generate_on_the_device(batch: int) ->
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_every_kernel_is_right_in_bfloat16(head_dim: int, early: bool) -> None:
-    """As the engine looks at its start; with programmatic dependent launch from Hopper on."""
+    """Checked as at engine start; from Hopper on also with programmatic dependent launch."""
     from csm_tts_plugin.engine.kernels.selection import select
 
     if early and torch.cuda.get_device_capability() < (9, 0):

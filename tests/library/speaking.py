@@ -30,14 +30,14 @@ def sound(generator: Generator, inputs: Any, chunk_token_size: int = 20, **optio
 
 
 def speak(generator: Generator, conversation: Any, *arguments, **options) -> np.ndarray:
-    """Silently, shortly, greedily and unmarked unless told otherwise."""
+    """By default without playback, short, greedy and unmarked."""
     options = {"play_audio": False, "progress": None, "watermark": False, **GREEDY, **options}
     options.setdefault("max_new_tokens", 6)
     return generate_streaming_audio(generator, conversation, *arguments, **options)
 
 
 def expected(model: Any, inputs: Any, **options) -> torch.Tensor:
-    """What transformers says and decodes."""
+    """The audio that transformers generates and decodes."""
     return model.generate(**inputs, output_audio=True, depth_decoder_do_sample=False, **options)[0]
 
 

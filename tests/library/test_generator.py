@@ -95,7 +95,7 @@ def test_speech_ends_where_the_context_does(small):
     assert generator.metrics.frames == 64 - inputs["input_ids"].shape[1]
 
 
-# A stream's life
+# Life cycle of a stream
 
 
 def test_a_closed_stream_leaves_nothing_behind(speaker, words):
@@ -139,7 +139,7 @@ def test_nan_in_the_model_ends_that_stream_with_a_typed_error_and_no_other():
 
 
 class Clock:
-    """A time that passes only where a test says so."""
+    """A clock that advances only where a test sets it."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -79,7 +79,7 @@ def test_options_of_one_stream_do_not_stay_in_the_model(speaker, small, words):
 
 
 class Forbid:
-    """A logits processor that takes the best code away and notes what it was shown."""
+    """A logits processor that removes the best code and records its inputs."""
 
     def __init__(self) -> None:
         self.shown: list[tuple] = []

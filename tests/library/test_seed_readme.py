@@ -12,7 +12,7 @@ import csm_tts_plugin
 
 @pytest.fixture
 def example(tmp_path, monkeypatch, tiny_speaker):
-    """Names as the README's examples have them, with csm-tiny and a recording that is there."""
+    """Names as in the README's examples, with csm-tiny and an existing recording."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "path" / "to").mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ PATIENT = APIConnectOptions(max_retry=0, timeout=120.0)
 
 
 class RecordingEngine(StandInEngine):
-    """Remembers with what each sentence was said."""
+    """Records the context and options of each sentence."""
 
     def __init__(self, *args, **options) -> None:
         super().__init__(*args, **options)
@@ -45,7 +45,7 @@ class RecordingEngine(StandInEngine):
 
 @dataclass
 class Speech:
-    """What a stream gave, as LiveKit's agent sees it."""
+    """The output of a stream, as LiveKit's agent sees it."""
 
     events: list[tts.SynthesizedAudio] = field(default_factory=list)
 
@@ -98,7 +98,7 @@ async def drain(stream) -> Speech:
 
 
 async def speak(speaker: TTS, *pieces: str, options=PATIENT, how: str = "stream") -> Speech:
-    """A whole reply, by either way."""
+    """A whole reply, by `stream` or `synthesize`."""
     if how == "synthesize":
         async with speaker.synthesize("".join(pieces), conn_options=options) as stream:
             return await drain(stream)

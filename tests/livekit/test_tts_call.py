@@ -61,7 +61,7 @@ async def test_a_long_reply_does_not_crowd_the_engine(server, speaker):
         stream.push_text("Yes. " * 500)
         stream.end_input()
         await until(lambda: len(server.engine.said) >= 4)
-        for _ in range(500):  # whatever can be sent without an answer has been sent then
+        for _ in range(500):  # then all that needs no answer has been sent
             await asyncio.sleep(0)
         assert len(server.engine.said) < 10
     server.engine.mode = "normal"
@@ -327,7 +327,7 @@ async def test_a_turn_that_is_none_is_refused(speaker, turn, error):
         speaker.add_turn(*turn)
 
 
-# Loss
+# Lost conversations and engines, withdrawn voices
 
 
 async def test_a_reply_whose_engine_is_lost_goes_on_at_the_next_one():

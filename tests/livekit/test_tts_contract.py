@@ -30,7 +30,7 @@ TEXT = "This is a first sentence. And this is quite another one, which goes on."
 FIRST, SECOND = "This is a first sentence.", "And this is quite another one, which goes on."
 FRAMES = frames_of(FIRST) + frames_of(SECOND)
 HASTY = APIConnectOptions(max_retry=3, retry_interval=0.01, timeout=120.0)
-"""Tries again at once; where a test is not about that, nothing comes too late."""
+"""Retries at once; the long timeout avoids unrelated timeouts."""
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -67,7 +67,7 @@ async def test_sentences_are_heard_in_order_and_joined_without_a_gap(server, how
     assert speech.sounds_like(FIRST, 0.0, border - 0.05)
     assert speech.sounds_like(SECOND, border + 0.05, 1.0)
     loud = np.abs(speech.samples).reshape(-1, rate // 100).max(axis=1)
-    assert loud.min() > 0.2  # of every 10 ms
+    assert loud.min() > 0.2  # in every 10 ms
 
 
 async def test_an_empty_stream_ends_quietly(speaker, events):

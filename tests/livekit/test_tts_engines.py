@@ -1,4 +1,4 @@
-"""Engines that a TTS starts: shared for equal settings, stopped by the last user, never dead."""
+"""Engines that a TTS starts: shared for equal settings, stopped by the last, dropped on failure."""
 
 from __future__ import annotations
 

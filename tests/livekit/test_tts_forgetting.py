@@ -33,7 +33,7 @@ def voice(pitch: float = 140.0) -> Voice:
 
 @pytest.fixture
 async def engine():
-    """csm-tiny behind a real server, in this process so that its caches can be looked into."""
+    """csm-tiny behind a real server, in this process so that tests can inspect its caches."""
     engine = Engine(
         EngineConfig(model="tiny", device="cpu", slots=1, queue=1, threads=1, whole_context=True)
     )
@@ -59,7 +59,7 @@ def knows(engine: Engine, name: str) -> bool:
 
 
 def kept_references() -> list[InlineVoice]:
-    """Every reference of these tests, with its audio, that is still somewhere in this process."""
+    """Every reference of these tests, with its audio, that still exists in this process."""
     gc.collect()
     everything = [thing for thing in gc.get_objects() if type(thing) is InlineVoice]
     return [voice for voice in everything if voice.transcript == WORDS]

@@ -10,8 +10,8 @@ ONE, TWO, THREE = "The first sentence is here.", "Then comes the second one.", "
 
 
 def told(server) -> list[tuple[str, int]]:
-    """(text, frames), as the engine was told."""
-    # The stand-in counts conversations and utterances together, and there is one conversation.
+    """(text, frames heard), as reported to the engine."""
+    # The stand-in numbers conversations and utterances together; there is one conversation.
     texts = {f"u{number}": text for number, (_, text) in enumerate(server.engine.said, 2)}
     return [(texts[utterance], frames) for utterance, frames in server.engine.heard_frames]
 

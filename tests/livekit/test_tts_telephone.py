@@ -19,7 +19,7 @@ LONG = "This reply is long enough to be stopped somewhere in the middle of what 
 
 @pytest.fixture
 def late(server, monkeypatch):
-    """Frames that the engine gave of an utterance after its cancel was handed over, by its id."""
+    """Number of frames that the engine made after receiving the cancel, by utterance id."""
     engine, cancelled, frames = server.engine, set(), {}
     say, cancel = engine.say, engine.cancel
 

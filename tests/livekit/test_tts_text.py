@@ -1,4 +1,4 @@
-"""Text of language models on its way through the plugin to the engine."""
+"""Text of LLMs on its way through the plugin to the engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENS_A_SECOND = 12
 
 
 async def paced(speaker, text, per_second=TOKENS_A_SECOND):
-    """`text` as a language model of this pace streams it."""
+    """Streams `text` as an LLM does at this rate."""
     speech = Speech()
     async with speaker.stream(conn_options=PATIENT) as stream:
 

@@ -38,7 +38,7 @@ def test_any_frame_becomes_16_khz_mono_of_the_same_length_and_pitch(rate, channe
 
 @pytest.fixture
 async def whisper():
-    """A stand-in for the transcriber: `answer(handler)` gives an STT that speaks to it."""
+    """A stand-in for the transcriber: `answer(handler)` gives an STT that uses it."""
     runners: list[web.AppRunner] = []
     clients: list[OfflineSTT] = []
 
@@ -117,7 +117,7 @@ def test_models_that_are_not_set_up_name_the_cure(find, monkeypatch, tmp_path):
 
 
 def test_a_child_that_cannot_load_its_models_gives_its_reason(monkeypatch, tmp_path):
-    """It looks beside the package and in its own folder: here a copy of the package without any."""
+    """It looks next to the package and in its working folder: this copy of the package has none."""
     import shutil
     from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""Speech-to-text that works while the caller speaks: LiveKit's own voice detector on recorded human
-speech, and a transcriber that answers what the test says."""
+"""Speech-to-text that works while the caller speaks: LiveKit's voice activity detection on recorded
+human speech, and a transcriber whose answers the test sets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Kind = stt.SpeechEventType
 
 
 class Transcriber:
-    """Answers the n-th request (from 1), told how many seconds of sound came with it."""
+    """Answers by a function of the request's number (from 1) and its seconds of audio."""
 
     def __init__(self, answer: Answer) -> None:
         self.seconds: list[float] = []
@@ -79,7 +79,7 @@ def silence(seconds: float) -> np.ndarray:
 
 
 async def hear(speech: OfflineSTT, *parts: np.ndarray) -> list[stt.SpeechEvent]:
-    """All that the stream says of sound, in frames of 20 ms."""
+    """All events of the stream for this audio, pushed in frames of 20 ms."""
     options = APIConnectOptions(max_retry=1, retry_interval=0.01, timeout=60)
     async with speech.stream(conn_options=options) as stream:
 
@@ -155,7 +155,7 @@ async def test_a_transcript_that_failed_in_the_pause_is_made_again_and_nobody_is
 
 async def test_a_turn_that_cannot_be_transcribed_is_told_once_and_the_next_one_is_heard(listening):
     async def fails_first(number: int, _: float) -> str:
-        if number <= 3:  # ahead, and twice as LiveKit asks for it
+        if number <= 3:  # once in advance, and twice as LiveKit requests it
             raise web.HTTPInternalServerError
         return "the next turn"
 

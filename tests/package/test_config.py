@@ -168,5 +168,5 @@ PASSES_IT_ON = {
     "server/supervisor.py",
     "worker.py",
 }
-"""They hand the environment to a child process, read what a parent left there for its own child, or
-set what LiveKit reads from it."""
+"""They pass the environment to a child process, read what a parent process set there for its child,
+or set what LiveKit reads from it."""

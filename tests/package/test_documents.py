@@ -1,8 +1,8 @@
 """README and docs: snippets run, commands exist, links lead somewhere.
 
-Commands that are cheap are run; of the others the parts are held to what they name: options to the
-parser, targets to the Makefile, services to the compose file. A command of a new kind fails here
-until somebody says how it is checked.
+Commands that are cheap are run; of the others the parts are checked: options against the parser,
+targets against the Makefile, services against the compose file. A command of a new kind fails here
+until a check for it is added.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VARIABLES = set(dotenv_values(ROOT / ".env.example"))
 pytestmark = pytest.mark.timeout(600)
 
 OTHERS = {"PYTHON_IMAGE", "OMP_NUM_THREADS", "A"}
-"""Variables that are not settings of ours."""
+"""Variables that are not our settings."""
 
 
 def blocks(*languages: str) -> Iterator[tuple[str, str]]:
@@ -53,7 +53,7 @@ def blocks(*languages: str) -> Iterator[tuple[str, str]]:
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Lines of the blocks without a language that begin as a command does."""
+    """Lines that begin with a known command, in shell blocks and blocks without a language."""
     for page, text in blocks("", "bash", "sh"):
         for line in text.replace("\\\n", " ").splitlines():
             words = line.split(" #")[0].split()
@@ -100,7 +100,7 @@ def check_program(words: list[str]) -> None:
 
 
 def check_options(path: Path, words: list[str]) -> None:
-    """Options stand in the program itself or in what it shares with its neighbours."""
+    """Options are defined in the program itself or in the `common.py` next to it."""
     source = path.read_text() + "".join(
         neighbour.read_text() for neighbour in path.parent.glob("common.py")
     )
@@ -226,7 +226,7 @@ def test_the_readme_s_commands_that_are_cheap_run(tmp_path, monkeypatch, capsys)
 
 
 class Place:
-    """What a snippet finds: a folder with recordings, and an engine that answers."""
+    """The environment of a snippet: a folder with recordings, and a running engine."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.url = url
@@ -348,7 +348,7 @@ def test_links_lead_somewhere(page):
 
 
 def anchors(text: str) -> set[str]:
-    """As GitHub makes them of headings."""
+    """The anchors that GitHub makes from headings."""
     titles = re.findall(r"^#+ (.*)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 

@@ -75,7 +75,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_made(tmp_path):
 
 
 def test_a_file_that_is_a_mount_of_its_own_is_written_into(tmp_path, monkeypatch):
-    """As containers bind single files: renaming over it is refused."""
+    """As when a container mounts a single file: renaming over it is refused."""
     path = tmp_path / "a.txt"
     path.write_text("before, and longer")
 

@@ -148,7 +148,7 @@ def test_livekit_finds_the_plugin_where_it_looks_for_plugins():
 
 
 def test_nothing_unpickles():
-    """Weights are safetensors only: neither torch.load nor pickle stands in the package."""
+    """Weights are safetensors only: the package uses neither torch.load nor pickle."""
     found = []
     for path in (ROOT / "csm_tts_plugin").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -21,7 +21,7 @@ FIGURES = {"queued": 0.1, "prefill": 0.3, "first_audio": 0.4, "total": 2.0}
 
 @pytest.fixture
 def exported(monkeypatch):
-    """What arrives at a collector; the test ends the export."""
+    """What arrives at a collector; the export is ended after the test."""
     with collecting() as collector:
         for name in ("TRACES_ENDPOINT", "PROTOCOL", "TRACES_PROTOCOL", "HEADERS"):
             monkeypatch.delenv(f"OTEL_EXPORTER_OTLP_{name}", raising=False)
@@ -163,7 +163,7 @@ def test_a_collector_that_is_away_costs_an_utterance_nothing(exported, monkeypat
     monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     telemetry.begin("csm-engine")
-    for _ in range(3000):  # more than wait for the exporter at most
+    for _ in range(3000):  # more than the exporter's queue holds
         telemetry.utterance(reason="end", frames=1, **FIGURES)
     assert not exported.raw
 

@@ -26,7 +26,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What it prints, and the adapter's folder."""
+    """The program's output, and the adapter's folder."""
     folder = tmp_path_factory.mktemp("adapters") / "anna"
     ended = run(folder, "--model", "tiny", "--steps", "24")
     assert ended.returncode == 0, ended.stderr
@@ -54,7 +54,7 @@ def test_the_engine_speaks_with_it(trained, tmp_path, monkeypatch):
     plain, anna = spoken
     assert np.abs(anna).max() > 0.05
     assert len(anna) > len(plain) // 2, "it speaks the whole sentence"
-    # Not how high: the codec of `tiny` decodes nearly all codes into its one voice.
+    # The pitch is not compared: the codec of `tiny` decodes nearly all codes into its one voice.
     both = min(len(anna), len(plain))
     assert np.abs(anna[:both] - plain[:both]).max() > 0.05, "other codes than without it"
 

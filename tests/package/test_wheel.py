@@ -39,7 +39,7 @@ def run(*words: str | Path, cwd: Path, code: int = 0, env: dict[str, str] | None
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: setuptools leaves its own copy in the folder, and finds old ones there."""
+    """Built from a copy: setuptools leaves build files in the folder, and would reuse old ones."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -57,7 +57,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def place(wheel, tmp_path_factory) -> Path:
-    """A folder outside of the checkout with an environment that has the wheel alone."""
+    """A folder outside of the checkout with an environment that has only the wheel."""
     folder = tmp_path_factory.mktemp("elsewhere")
     run(uv(), "venv", "--quiet", "--python", sys.executable, folder / "venv", cwd=folder)
     where = ("--python", folder / "venv" / "bin" / "python")

@@ -1,6 +1,6 @@
 """The Dockerfile, the compose file and its mounts, checked without a container engine.
 
-The rules are those that are easily broken unnoticed; hadolint knows the others.
+The rules are those that are easily broken unnoticed; hadolint checks the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def stages() -> dict[str, list[tuple[str, str]]]:
-    """Name -> instructions, those of its base among the stages included."""
+    """Name -> instructions, including those of the stage that it is based on."""
     found: dict[str, list[tuple[str, str]]] = {}
     for word, rest in instructions():
         if word == "FROM":
@@ -77,7 +77,7 @@ def test_an_image_runs_as_nobody_and_says_whether_it_is_well(name):
 def test_an_image_holds_no_tools_to_build_with(name):
     runs = " ".join(rest for word, rest in stages()[name] if word == "RUN")
     assert "pip" not in runs
-    # Triton compiles a small launcher with the C compiler where the engine runs.
+    # At run time, Triton compiles a small launcher with the C compiler.
     compiler = r"gcc=\S+ libc6-dev=\S+"
     if name == "engine":
         assert len(re.findall(compiler, runs)) == 1
@@ -222,13 +222,12 @@ def test_the_profiles_are_those_of_the_walk_through():
 
 
 def test_livekits_server_understands_its_settings(tmp_path):
-    """It gets as far as looking for its Redis, which is not there."""
+    """It starts as far as connecting to Redis, which is not there."""
     settings = (DEPLOY / "livekit.yaml").read_text()
     assert "127.0.0.1:6379" in settings
     settings = settings.replace("127.0.0.1:6379", "127.0.0.1:9")
-    settings = settings.replace(
-        "use_external_ip: true", "use_external_ip: false"
-    )  # asks a STUN server
+    # `true` asks a STUN server.
+    settings = settings.replace("use_external_ip: true", "use_external_ip: false")
     away = tmp_path / "livekit.yaml"
     away.write_text(f"{settings}\nkeys: {{key: {'s' * 32}}}")
     done = subprocess.run(

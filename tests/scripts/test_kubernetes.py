@@ -1,6 +1,6 @@
-"""The manifests of `deploy/k8s/` against Kubernetes' schemas and against what the code listens to.
+"""The manifests of `deploy/k8s/`, checked against Kubernetes' schemas and the code's settings.
 
-Nothing here runs them: that takes a cluster. `kubernetes-validate` has the schemas in its wheel.
+Nothing here runs them: that needs a cluster. `kubernetes-validate` has the schemas in its wheel.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read(folder):
 
 
 def merged(base, patch):
-    """A strategic merge, as kustomize does it: lists of named things by their names."""
+    """A strategic merge as in kustomize: lists of named items are merged by name."""
     if isinstance(base, dict) and isinstance(patch, dict):
         both = {name: merged(base.get(name), value) for name, value in patch.items()}
         return {**base, **both}

@@ -53,7 +53,7 @@ def test_it_takes_long(held):
 
 @contextmanager
 def lanes(folder, one: str, two: str):
-    """Two lanes of one file each, at work."""
+    """Two running lanes of one file each."""
     (folder / "pytest.ini").touch()
     for name, source, other in (("one", one, "two"), ("two", two, "one")):
         (folder / name).mkdir()

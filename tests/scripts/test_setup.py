@@ -193,7 +193,7 @@ def test_own_recordings_make_ours_unnecessary():
 
 
 def test_without_a_network_there_is_one_line_and_no_traceback(tmp_path):
-    """A fresh copy whose package index is an address where nobody listens."""
+    """A fresh copy whose package index is an address without a server."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     for name in (*setup.REQUIREMENTS, "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)

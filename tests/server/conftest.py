@@ -1,4 +1,4 @@
-"""A server with a stand-in engine on a real socket, and clients; nothing may be left over."""
+"""A server with a stand-in engine on a real socket, and clients; no task or descriptor may leak."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.stand_in_engine import StandInEngine, pitch_of
 from tests.support.waiting import until
 
 BEHIND_ROUTER = bool(os.environ.get("BEHIND_ROUTER"))
-"""Whether servers get a router before them, which nobody should notice."""
+"""Whether a router is put in front of the servers; clients must see no difference."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Running:
         return self.app[STATE]
 
     async def settle(self) -> None:
-        """Until every conversation is freed and every session gone."""
+        """Waits until every conversation is freed and every session has ended."""
         await until(lambda: self.engine.idle and not self.state.sessions)
 
 
@@ -82,7 +82,7 @@ async def nothing_left():
 
 
 def descriptors() -> int:
-    """How many are open; 0 where the system does not say."""
+    """Number of open descriptors; 0 where the system does not report it."""
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:
@@ -90,7 +90,7 @@ def descriptors() -> int:
 
 
 def figure(server, name, **labels) -> float:
-    """A counter of `/metrics` as it is now."""
+    """The current value of a counter of `/metrics`."""
     return server.state.metrics.registry.get_sample_value(name, labels)
 
 

@@ -22,7 +22,7 @@ HANDSHAKE = (
 
 @asynccontextmanager
 async def raw(server, **options):
-    """A bare WebSocket to the stream, for what the client would never send."""
+    """A bare WebSocket to the stream, for messages that the client never sends."""
     async with (
         aiohttp.ClientSession() as session,
         session.ws_connect(f"{server.url}/v1/stream", compress=0, **options) as ws,
@@ -40,7 +40,7 @@ async def opened(ws):
 
 
 async def closed(ws):
-    """Read to the end; the last text before it."""
+    """Reads until the socket closes; returns the last text message."""
     last = None
     async with asyncio.timeout(LIMIT_S):
         while (message := await ws.receive()).type in (

@@ -1,5 +1,5 @@
-"""Four slots, a queue of four, sixty-four who come at once: eight are taken, the others told when
-to come back.
+"""Four slots, a queue of four and 64 simultaneous clients: eight are accepted, the others are told
+when to retry.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ARRIVALS = 64
 
 
 class Crowd:
-    """Those who came, and what became of each."""
+    """Simultaneous clients, and how many of them were accepted and refused by each route."""
 
     def __init__(self):
         self.taken = Counter()
@@ -84,7 +84,7 @@ class Crowd:
 
 
 async def come_and_go(server, ways):
-    """Everybody comes; when all but eight were refused, those eight leave."""
+    """All clients connect; when all but eight were refused, those eight disconnect."""
     crowd = Crowd()
     refusals = len(ways) - SLOTS - QUEUE
     async with asyncio.TaskGroup() as tasks:
@@ -110,7 +110,7 @@ def occupancy(server):
 )
 async def test_the_server_takes_slots_and_queue_and_refuses_the_rest(ways):
     async with serving(StandInEngine("stalled", slots=SLOTS, queue=QUEUE)) as server:
-        for _ in range(2):  # the second crowd finds every place free again
+        for _ in range(2):  # all places are free again for the second crowd
             await come_and_go(server, ways)
 
 

@@ -1,8 +1,8 @@
-"""Tests of one engine's server, with a router before it: nobody notices.
+"""Tests of one engine's server behind a router: clients see no difference.
 
-`BEHIND_ROUTER=1 pytest tests/server tests/chaos` puts one before the servers of all tests. What
-then fails counts addresses, reads figures that have no label, or waits for a socket to be closed
-that a router keeps for the next request.
+`BEHIND_ROUTER=1 pytest tests/server tests/chaos` puts one in front of the servers of all tests.
+Tests that then fail count addresses, read metrics that have no label, or wait until a socket is
+closed that a router keeps for the next request.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ SAME = {
     test_seed_socket: "requests_of_a_socket_are_answered_in_order_and_not_without_end",
     test_shares: "every_route_counts_for_its_key",
 }
-"""Names without their `test_`."""
+"""Test names without `test_`."""
 
 for module, names in SAME.items():
     globals().update({f"test_{name}": getattr(module, f"test_{name}") for name in names.split()})

@@ -88,7 +88,7 @@ async def test_an_engine_killed_under_load_loses_nothing_and_comes_back():
 
 
 async def until_engines(client, count):
-    """Until so many are ready."""
+    """Waits until `count` engines are ready."""
     async with asyncio.timeout(GRACE):
         while await ready(client) < count:  # noqa: ASYNC110  a poll
             await asyncio.sleep(0.05)

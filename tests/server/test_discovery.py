@@ -169,7 +169,7 @@ async def test_what_is_described_is_what_there_is(server, tmp_path):
 
 @pytest.mark.parametrize(("key", "keeps"), [(None, False), ("k3y", True)])
 async def test_schemathesis_finds_no_mismatch(tmp_path, key, keeps):
-    """Generated requests, good and bad, against what the document says of them."""
+    """Generated requests, valid and invalid, checked against the OpenAPI document."""
     folder = tmp_path if keeps else None
     async with serving(StandInEngine(slots=64, queue=64), voices_dir=folder, key=key) as server:
         headers = ["-H", f"Authorization: Bearer {key}"] if key else []
@@ -188,7 +188,7 @@ async def test_schemathesis_finds_no_mismatch(tmp_path, key, keeps):
 
 @pytest.mark.parametrize("voice", [*OPENAI_VOICES, {"id": "alloy"}])
 async def test_openais_voices_are_the_stock_voice(server, voice):
-    """As its client sends them, which names one in each request."""
+    """OpenAI's client names a voice in each request."""
     prompts = []
     server.engine.open = watched(server.engine.open, prompts)
     async with client_of(server) as client:
@@ -208,7 +208,7 @@ async def test_a_stored_voice_goes_before_openais_name(tmp_path):
             assert prompts[0].turns[0].text == "What I said."
             with pytest.raises(openai.BadRequestError, match="no voice aria"):
                 await client.audio.speech.create(**asked(voice="aria"))
-            (tmp_path / "nova.json").unlink()  # no stock voice in place of one that is broken
+            (tmp_path / "nova.json").unlink()  # a broken voice is not replaced by the stock voice
             with pytest.raises(openai.PermissionDeniedError):
                 await client.audio.speech.create(**asked(voice="nova"))
         await server.settle()

@@ -27,7 +27,7 @@ LINE = "It is a fine day to be heard from start to end."
 
 async def test_a_stalled_reader_is_dropped_and_holds_nobody_back():
     async with serving(limits=limits_of(output_buffer_s=4.0)) as server:
-        plain = await asyncio.to_thread(deaf, server, 10)  # more than a kernel buffers
+        plain = await asyncio.to_thread(deaf, server, 10)  # more than the kernel buffers
         try:
             async with EngineClient(server.url) as client:
                 conversation = await client.conversation()
@@ -41,7 +41,7 @@ async def test_a_stalled_reader_is_dropped_and_holds_nobody_back():
 
 
 def hold_back(server):
-    """Send nothing to the only client until the event is set."""
+    """Sends nothing to the only client until the returned event is set."""
     outbox = next(iter(server.state.sessions))._outbox
     reading = asyncio.Event()
     send = outbox._send
@@ -86,7 +86,7 @@ async def test_cancel_drops_what_waits_for_a_slow_reader():
                 body = json.loads(message.data)
                 heard[body["id"]] += body["type"] == "audio"
                 done += [body["id"]] if body["type"] == "done" else []
-        assert heard == {"1": 1, "2": len(LINE) // 4}  # one was on its way already
+        assert heard == {"1": 1, "2": len(LINE) // 4}  # one chunk was already being sent
         assert done == ["1", "2"]
 
 

@@ -14,7 +14,7 @@ from training.sentences import held_out
 CARD = 0.09
 """Word error rate in the model card, of 100 sentences of this kind."""
 MARGIN = 0.11
-"""Six sentences are few, and another processor rounds to other codes: 0.03 to 0.07 were heard."""
+"""Six sentences are a small sample, and codes differ by processor: 0.03 to 0.07 were measured."""
 
 
 @pytest.mark.timeout(300)

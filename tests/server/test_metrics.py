@@ -90,7 +90,7 @@ async def test_an_engine_faster_than_the_loop_leaves_others_their_turn():
 
     def receive(event):
         if len(turns) < 3:
-            bridge.post(receive, event)  # there is always more
+            bridge.post(receive, event)  # there is always another event
 
     bridge.post(receive, None)
     for _ in range(3):

@@ -50,7 +50,7 @@ async def test_every_format_holds_the_whole_speech(openai_client, format):
     options = {} if format is None else {"response_format": format}
     answer = await openai_client.audio.speech.create(**asked(**options))
     samples = decoded(answer.content)
-    # The codecs pad what they are given to whole blocks of their own.
+    # The codecs pad the audio to whole blocks.
     assert 0 <= len(samples) - SAMPLES <= (0 if format in ("wav", "flac") else 3 * 1152)
     assert abs(pitch(samples) - pitch_of(LINE)) < 20.0
     assert abs(np.median(np.abs(samples)) - AMPLITUDE / np.sqrt(2)) < 0.05
@@ -214,7 +214,7 @@ async def test_a_client_that_leaves_frees_the_engine(server, openai_client, mode
 
 
 async def test_a_reader_that_stops_reading_holds_no_slot():
-    # More sound than the kernel's buffers hold.
+    # More audio than the kernel's buffers hold.
     limits = limits_of(stalled_reader_s=0.3, speech_chars=100_000)
     async with serving(limits=limits) as server:
         text = " ".join(f"This is the sentence number {n} of very many." for n in range(900))

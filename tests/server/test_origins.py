@@ -1,4 +1,4 @@
-"""Which web pages may use an engine without a key, however a browser asks."""
+"""Which web pages may use an engine without a key, for each kind of browser request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server as a process: its output, its end, and its supervisor."""
+"""The server as a process: its output, its shutdown, and its supervisor."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_serve_prints_where_it_listens_and_that_it_is_ready():
 
 @asynccontextmanager
 async def told_to_end_while_it_speaks(text):
-    """A server after a SIGTERM, its client, and who listens."""
+    """A server after a SIGTERM, its client, and the task that receives the audio."""
     with process("--model", "slow", "--port", "0") as child:
         url = line_with(child, "listening").split()[-1]
         line_with(child, "ready:")
@@ -119,7 +119,7 @@ async def test_sigterm_lets_what_speaks_finish_and_exits_0():
 
 
 async def until_status(client, **wanted):
-    """Ask until it answers so; the client's own bounds and the test's keep this from hanging."""
+    """Polls until the status is as `wanted`; the timeouts of the client and the test bound this."""
     while not wanted.items() <= (await client.status()).items():  # noqa: ASYNC110  a poll
         await asyncio.sleep(0.01)
 

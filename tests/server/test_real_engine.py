@@ -17,7 +17,7 @@ TEXT = "Hello there."
 
 @pytest.mark.timeout(600)
 async def test_tiny_speaks_through_a_supervised_engine():
-    # Where the mark of a live stream comes in is a matter of time: two runs are compared here.
+    # Where the watermark of a live stream begins depends on timing, and two runs are compared.
     config = EngineConfig("tiny", device="cpu", slots=2, queue=2, threads=1, watermark="off")
     with EngineProcess(config, ServerConfig(port=0), start_timeout=300.0) as engine:
         url = await engine.ready(300.0)
@@ -36,8 +36,8 @@ async def test_tiny_speaks_through_a_supervised_engine():
             again = await client.conversation(rate=16_000, seed=7)
             await again.turn("caller", "Who is there?")
             same = wave(await listen(await again.say(TEXT, max_seconds=0.8)))
-            # The same codes; how many frames are decoded at once is a matter of time, and moves a
-            # sample by a rounding.
+            # The same codes; how many frames are decoded at once depends on timing, and changes
+            # the rounding of samples.
             assert same.shape == samples.shape
             assert np.abs(same - samples).max() <= 1.01 / 32767
 

@@ -95,7 +95,7 @@ async def test_a_client_that_does_not_come_back_is_forgotten():
 
 
 async def test_a_client_that_closes_is_freed_at_once():
-    """Nothing else would free it here."""
+    """With these limits, only the close can free it."""
     limits = limits_of(keep_s=3600.0, heartbeat_s=3600.0)
     async with serving(limits=limits) as server, EngineClient(server.url) as client:
         await client.conversation()
@@ -125,7 +125,7 @@ async def test_a_bad_secret_is_refused(server, keep):
 
 
 async def read_until_done(ws):
-    """Each of the engine's messages, a sound with its header as one."""
+    """Each of the engine's messages; audio and its header are one."""
     seen = []
     while not seen or seen[-1].get("type") != "done":
         message = await ws.receive(timeout=LIMIT_S)
@@ -179,7 +179,7 @@ async def test_an_acknowledged_message_is_not_kept(server):
 
 
 async def test_an_engine_of_an_earlier_version_is_spoken_with(monkeypatch, server):
-    """It knows no `keep`: nothing is resumed, and all else is as it was."""
+    """It does not know `keep`: nothing is resumed, and everything else works as before."""
     from csm_tts_plugin.wire import protocol
 
     monkeypatch.setattr(protocol, "_read_keep", lambda fields: None)

@@ -116,7 +116,7 @@ async def test_an_engine_that_is_away_or_loading_is_passed_over():
         assert len(servers[1].engine.said) == 2
 
 
-# All full, or none there
+# All engines full, or none available
 
 
 async def test_an_open_that_one_engine_refuses_goes_to_the_next_and_then_is_refused():
@@ -128,7 +128,7 @@ async def test_an_open_that_one_engine_refuses_goes_to_the_next_and_then_is_refu
         EngineClient(router.url) as client,
     ):
         await full.conversation()
-        router.fleet.members[0].status["conversations"] = 0  # it does not know yet
+        router.fleet.members[0].status["conversations"] = 0  # the router does not know of it yet
         await client.conversation()
         assert conversations(servers) == [1, 1]
         with pytest.raises(BusyError) as through:
@@ -184,7 +184,7 @@ async def test_where_no_engine_is_there_it_is_said_and_nothing_hangs():
         assert (status, answer["error"]["code"]) == (503, "unavailable")
 
 
-# What is lost
+# Lost conversations and engines
 
 
 async def test_a_conversation_goes_on_at_its_own_engine():
@@ -255,7 +255,7 @@ async def test_a_reply_whose_engine_fills_up_goes_on_at_another():
         async def sentences():
             async for sentence in slowly(SENTENCES):
                 yield sentence
-                await heard.wait()  # the engine has nothing more of this reply, and fills up
+                await heard.wait()  # the engine has no text of this reply left, and fills up
 
         call = Call(connect, Manner())
         reply = Reply(call, lambda: None, listener, 24_000, 60.0)
@@ -309,7 +309,7 @@ async def test_a_voice_is_there_at_every_engine_and_forgotten_by_all(tmp_path):
         assert (await ask(router, "DELETE", "/ann"))[0] == 404
 
 
-# What is told
+# Reported state
 
 
 async def test_readiness_tells_all_engines_and_their_sums():

@@ -38,7 +38,7 @@ async def seed_client(server, **options):
 
 
 async def reply(ws):
-    """Sound and the last message of one reply."""
+    """The audio and the last message of one reply."""
     sound = b""
     while "audio" in (message := await ws.receive_json(timeout=LIMIT_S)):
         assert message["sample_rate"] == 24_000

@@ -28,7 +28,7 @@ def two_keys(**options):
 
 
 async def fill(stack, server, key, count):
-    """That many conversations of one key, each asked to speak."""
+    """Opens `count` conversations of one key and asks each to speak."""
     client = await stack.enter_async_context(EngineClient(server.url, key=key))
     before = len(server.engine.said)
     conversations = [await client.conversation() for _ in range(count)]
@@ -64,7 +64,7 @@ async def test_what_a_key_held_is_free_again_when_its_clients_are_gone():
             await server.settle()
         server.engine.mode = "normal"
         async with EngineClient(server.url, key="ann-key") as client:
-            for _ in range(2 * SHARE):  # one after the other they are no more than one
+            for _ in range(2 * SHARE):  # one after the other: never more than one at a time
                 conversation = await client.conversation()
                 assert speaks(await listen(await conversation.say(LINE)), LINE)
                 await conversation.aclose()

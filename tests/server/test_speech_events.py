@@ -27,7 +27,7 @@ def voice_of(server, **options):
 
 
 async def heard(voice, text=LINE):
-    """Samples in [-1, 1], and the metrics that LiveKit makes of a synthesis."""
+    """Samples in [-1, 1], and LiveKit's metrics of the synthesis."""
     metrics = []
     voice.on("metrics_collected", metrics.append)
     async with voice.synthesize(text, conn_options=ONCE) as stream:
@@ -48,7 +48,7 @@ async def test_livekits_plugin_for_openai_speaks_with_any_model_name(server, mod
     assert abs(pitch(samples) - pitch_of(LINE)) < 20.0
     assert abs(len(samples) / 24_000 - frames_of(LINE) * FRAME_SECONDS) < 0.15
     assert [text for _, text in server.engine.said] == [LINE]
-    if model != "tts-1":  # which it asks without events
+    if model != "tts-1":  # for tts-1 the plugin requests no events
         (metric,) = metrics
         assert (metric.input_tokens, metric.output_tokens) == (len(LINE), frames_of(LINE))
     await voice.aclose()

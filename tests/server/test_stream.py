@@ -149,7 +149,7 @@ async def test_closing_the_client_closes_every_conversation(server):
 
 
 async def test_a_dropped_socket_frees_its_conversation_at_once():
-    """Of a client that has not asked to have it kept: nothing else would free it here."""
+    """The client did not ask to keep it; with these limits, only the lost socket can free it."""
     limits = limits_of(keep_s=3600.0, heartbeat_s=3600.0)
     async with (
         serving(StandInEngine("stalled"), limits=limits) as server,

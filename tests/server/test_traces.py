@@ -41,7 +41,7 @@ def tracer(exported):
 
 
 async def spans(exported, name, count, service=None):
-    """So many of them, once they have come."""
+    """The spans of this name, once at least `count` have arrived."""
     telemetry.flush()
     await until(lambda: len(exported.spans(name, service)) >= count)
     return exported.spans(name, service)

@@ -18,12 +18,12 @@ from tests.support.waiting import until
 
 TEXTS = ("One more.", "Two of us.")
 UTTERANCES = 12
-"""Of each client."""
+"""Per client."""
 CONSENT = Consent(speaker="Nobody", statement="Noise of a test.", date="2025-01-31")
 
 
 def voice(seed):
-    """Greedy codes of a random model follow its reference: another noise, another sound."""
+    """A random model's greedy codes depend on the reference audio: other noise, other audio."""
     return Voice.from_audio(
         noise(1.0, seed), SAMPLE_RATE, transcript=f"my voice {seed}", consent=CONSENT
     ).inline()
@@ -34,7 +34,7 @@ async def opened(client, spoken_in):
 
 
 async def heard(conversation, text, chunks=None):
-    """16-bit samples of one utterance, or of its first chunks: the rest is then cancelled."""
+    """16-bit samples of one utterance, or of its first `chunks`; the rest is then cancelled."""
     parts = []
     async for chunk in await conversation.say(text, max_seconds=0.4):
         parts.append(chunk.pcm)
@@ -44,7 +44,7 @@ async def heard(conversation, text, chunks=None):
 
 
 async def alone(client, voices):
-    """What each voice says to each text when nobody else is there."""
+    """The audio of each text in each voice while no other client speaks."""
     truth = {}
     for name, spoken_in in voices.items():
         for text in TEXTS:
@@ -55,12 +55,12 @@ async def alone(client, voices):
 
 
 def same(samples, truth):
-    """Batches round the last bit differently."""
+    """Equal up to rounding, which differs between batches."""
     return bool(np.max(np.abs(samples - truth[: len(samples)])) <= 3)
 
 
 async def call(client, mine, truth, rng):
-    """A client that changes its voice before each utterance, stops some and leaves after those."""
+    """Changes the voice before each utterance; stops some, then closes the conversation."""
     conversation, name, foreign = None, None, 0
     for _ in range(UTTERANCES):
         name = rng.choice([other for other in mine if other != name])

@@ -14,7 +14,7 @@ class Collector:
     def __init__(self) -> None:
         self.url = ""
         self.raw = b""
-        """All that was received, for tests that look for what must not be there."""
+        """All received bytes, for tests of what must not be sent."""
         self._requests: list[ExportTraceServiceRequest] = []
 
     def take(self, body: bytes) -> None:

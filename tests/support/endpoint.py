@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from tests.support.pages import Handler, answering
 
 Answer = Callable[[bytes], bytes | None]
-"""A request's body to the events of its answer; None is answered with status 500."""
+"""Maps a request's body to the events of the response; None gives status 500."""
 
 
 def event(delta: dict, reason: str | None = None) -> bytes:
@@ -20,13 +20,13 @@ def event(delta: dict, reason: str | None = None) -> bytes:
 
 
 def completion(deltas: list[dict], reason: str = "stop") -> bytes:
-    """All chunks of one, with its end."""
+    """All chunks of a completion, including its end."""
     return b"".join([*map(event, deltas), event({}, reason), b"data: [DONE]\n\n"])
 
 
 @contextmanager
 def endpoint(answer: Answer) -> Iterator[str]:
-    """Its address, while it answers."""
+    """Yields its URL while it runs."""
 
     class Endpoint(Handler):
         def do_POST(self) -> None:

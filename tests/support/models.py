@@ -28,7 +28,7 @@ def small_mimi_config(codebooks: int = 4, codes: int = 64) -> MimiConfig:
 
 
 def small_config(codebooks: int = 4, codes: int = 64, context: int = 256) -> CsmConfig:
-    """Grouped-query attention, llama3 rope scaling and all, but tiny."""
+    """A tiny CSM with grouped-query attention and llama3 rope scaling."""
     return CsmConfig(
         num_codebooks=codebooks,
         vocab_size=codes + 3,
@@ -62,7 +62,7 @@ def small_config(codebooks: int = 4, codes: int = 64, context: int = 256) -> Csm
 
 
 def small_model(seed: int = 0, **sizes: int) -> CsmForConditionalGeneration:
-    """Random weights, spread widely: greedy choices are clear, codes stay inside the codec."""
+    """Random weights widely spread: greedy choices are clear, codes are valid in the codec."""
     torch.manual_seed(seed)
     model = CsmForConditionalGeneration(small_config(**sizes)).eval()
     with torch.no_grad():

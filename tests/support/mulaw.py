@@ -33,6 +33,6 @@ def line(pcm: np.ndarray, rate: int) -> np.ndarray:
 
 
 def spoken_into(pcm: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """The same brought to `wanted` Hz, as a bridge does for the room: int16 [m]."""
+    """The same resampled to `wanted` Hz, as a SIP bridge does for the room: int16 [m]."""
     raised = soxr.resample(line(pcm, rate).astype(np.float32), RATE, wanted)
     return np.clip(np.rint(raised), -32_768, 32_767).astype(np.int16)

@@ -1,4 +1,4 @@
-"""A small HTTP server in a thread that plays an external service."""
+"""A small HTTP server in a thread that stands in for an external service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ class Handler(BaseHTTPRequestHandler):
     """Its requests are not logged."""
 
     def body(self) -> bytes:
-        """What was sent."""
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def answer(self, status: int, body: bytes = b"", kind: str = "application/json") -> None:
@@ -28,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def answering(handler: type[Handler]) -> Iterator[str]:
-    """Its address, without a slash at the end, while it answers."""
+    """Yields its URL, without a slash at the end, while it runs."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -1,5 +1,5 @@
-"""A telephone in a room, as LiveKit's SIP bridge puts it there: a participant of kind SIP with the
-attributes of a call, whose speech and hearing go through 8 kHz mu-law.
+"""A telephone as LiveKit's SIP bridge adds it to a room: a participant of kind SIP with the
+attributes of a call, whose audio goes through 8 kHz mu-law in both directions.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tests.support import mulaw
 from tests.support.waiting import LIMIT_S
 
 NUMBER, TRUNK, NAME = "+493023125987", "+493023125111", "Phone zanzibar-canary"
-"""Of nobody: Berlin's range for films. Canaries: none of it may appear in a log."""
+"""Unassigned: Berlin's range for films. Canaries: none of them may appear in a log."""
 LOUD = 300
-"""Of 32768: 40 dB below full scale, above what is left of silence after coding."""
+"""Of 32768: 40 dB below full scale, above the level of silence after coding."""
 
 
 class Phone:
@@ -42,9 +42,9 @@ class Phone:
             .to_jwt()
         )
         self.turns: list[dict[str, Any]] = []
-        """The agent's figures of each."""
+        """The agent's figures for each turn."""
         self.final_words: list[str] = []
-        """What the agent understood of us, turn by turn."""
+        """The agent's final transcripts of this participant, turn by turn."""
         self._frames: list[np.ndarray] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -88,7 +88,7 @@ class Phone:
 
     @property
     def heard(self) -> np.ndarray:
-        """All that came out of the earpiece: int16 at 8 kHz."""
+        """All received audio: int16 at 8 kHz."""
         return np.concatenate([np.zeros(0, np.int16), *self._frames])
 
     @property
@@ -96,7 +96,7 @@ class Phone:
         return self.loud_frames() > 0
 
     def loud_frames(self, since: int = 0) -> int:
-        """Frames of 10 ms with speech in them, of those after the first `since`."""
+        """Number of 10 ms frames with speech, not counting the first `since` frames."""
         return sum(1 for frame in self._frames[since:] if _rms(frame) > LOUD)
 
     @property
@@ -130,7 +130,7 @@ class Phone:
         try:
             text = await reader.read_all()
         except rtc.StreamError:
-            return  # somebody hung up meanwhile
+            return  # a participant hung up
         attributes = reader.info.attributes or {}
         if who == self.identity and attributes.get("lk.transcription_final") == "true":
             self.final_words.append(text)

@@ -10,7 +10,7 @@ from tests.support.waiting import LIMIT_S
 
 
 def parents() -> dict[int, int]:
-    """Every process with its parent; those that are dead and not yet buried do not count."""
+    """Every process with its parent; zombies do not count."""
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

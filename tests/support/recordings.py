@@ -48,14 +48,14 @@ def heard(name: str, rate: int = RATE) -> HeardTurn:
 
 
 def noise(samples: np.ndarray, snr_db: float) -> np.ndarray:
-    """White noise so far below the sound as a whole, the same for the same sound."""
+    """White noise `snr_db` below the level of the whole sound, the same for the same sound."""
     rng = np.random.default_rng(zlib.crc32(samples.tobytes()))
     loudness = float(np.sqrt(np.mean(samples**2))) * 10 ** (-snr_db / 20)
     return (loudness * rng.standard_normal(len(samples))).astype(np.float32)
 
 
 def whispered(samples: np.ndarray, width: int = 512, hop: int = 128) -> np.ndarray:
-    """The same sound excited by noise instead of by vocal folds: each frame's smooth spectrum."""
+    """The same sound, excited by noise instead of vocal folds: each frame's smooth spectrum."""
     rng, window = np.random.default_rng(0), np.hanning(width)
     result = np.zeros(len(samples) + width)
     for at in range(0, len(samples) - width, hop):

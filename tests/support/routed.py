@@ -17,7 +17,7 @@ from csm_tts_plugin.server.router import create_router
 
 @dataclass
 class Told:
-    """Where an engine is, as its supervisor would say; no `address`: nowhere yet."""
+    """An engine's address, in place of its supervisor; empty `address`: still starting."""
 
     address: str
     key: str = "of the engines alone"

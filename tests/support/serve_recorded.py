@@ -1,8 +1,8 @@
-"""`serve` with the real engine, and a record of what was asked of it and what it gave, in order:
-one JSON object a line in the file that ENGINE_EVENTS names.
+"""`serve` with the real engine, and a record of its requests and events in order: one JSON array
+per line in the file that ENGINE_EVENTS names.
 
-A cancel or a close is noted when it has been handed over: of its utterance at most the frame that
-was being made then may follow.
+A cancel or a close is recorded after the engine received it: at most the frame that was being
+generated then may follow for its utterance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EVENTS = "ENGINE_EVENTS"
 
 
 class Recorded:
-    """A `SpeechEngine` that notes what passes through it."""
+    """A `SpeechEngine` that records its requests and events."""
 
     def __init__(self, engine, path):
         self._engine = engine
@@ -42,7 +42,7 @@ class Recorded:
             self._note("audio" if isinstance(event, Audio) else "ended", event.utterance)
             sink(event)
 
-        with self._lock:  # nothing of it is noted before it is
+        with self._lock:  # so that none of its events is recorded before it
             utterance = self._engine.say(conversation, text, noted, **more)
             self._write("say", utterance, conversation)
         return utterance
@@ -64,7 +64,7 @@ class Recorded:
 
 
 class Events:
-    """What such an engine noted until now."""
+    """What such an engine has recorded so far."""
 
     def __init__(self, path):
         self._path = Path(path)
@@ -83,7 +83,7 @@ class Events:
         return set(self.of("say")) <= ended and set(self.of("open")) <= closed
 
     def frames_after_the_end_was_asked(self):
-        """Of each utterance that was cancelled, or whose conversation was closed."""
+        """For each utterance that was cancelled, or whose conversation was closed."""
         home, over, late = {}, set(), {}
         for what, of, conversation in self.all():
             if what == "say":

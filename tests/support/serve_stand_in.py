@@ -1,7 +1,7 @@
-"""`serve` as a process with the stand-in engine; `--model` says what becomes of it.
+"""`serve` as a process with the stand-in engine; `--model` selects its behaviour.
 
-`ready`: it speaks. `slow`: slowly. `no-model`: loading fails. `crash`: it dies without a word.
-`never`: it never gets ready.
+`ready`: it speaks. `slow`: it speaks slowly. `no-model`: loading fails. `crash`: it exits without a
+message. `never`: it never gets ready.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def make_engine(config):
 
 
 def start(config, server, on_progress):
-    """Behind a router: the same again."""
+    """An engine behind a router: this module again."""
     command = (sys.executable, "-m", "tests.support.serve_stand_in", "serve")
     if config.device == "broken":
         config = replace(config, model="no-model")

@@ -1,4 +1,4 @@
-"""`serve` with the real engine, which says again and again whose voices it holds: a JSON object in
+"""`serve` with the real engine, which reports periodically whose voices it holds: a JSON object in
 the file that ENGINE_VOICES names, with `cached` (references read, as positions or as keys and
 values), `used` (private voices that conversations speak in) and `turns` (of callers, in all).
 """
@@ -44,7 +44,7 @@ def tell(engine, path: Path) -> None:
 
 
 def make_engine(config):
-    # csm-tiny's folder keeps references and turns away from it; whose they are is asked here.
+    # csm-tiny's folder excludes references and turns from the context; they are counted here.
     engine = load_engine(replace(config, whole_context=True))
     path = Path(os.environ[VOICES])
     threading.Thread(target=tell, args=(engine, path), name="voices", daemon=True).start()

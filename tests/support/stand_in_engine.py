@@ -1,7 +1,7 @@
-"""A `SpeechEngine` without a model, to see what happens around one that is slow, silent or broken.
+"""A `SpeechEngine` without a model, to test the code around one that is slow, silent or broken.
 
-It speaks a sine whose pitch tells the text, in frames of 80 ms, on its own thread, and counts what
-it holds, so that a leak shows.
+It speaks a sine whose pitch identifies the text, in frames of 80 ms, on its own thread, and counts
+what it holds, so that leaks are detected.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ SLOW_FRAME_S = 0.04
 
 
 def frames_of(text: str) -> int:
-    """How long a text is spoken: a frame for four characters."""
+    """Length of a text's speech: one frame for four characters."""
     return max(1, len(text) // 4)
 
 
 def pitch_of(text: str) -> float:
-    """Hz, one of 40 that two texts seldom share; below Nyquist of every rate."""
+    """In Hz, one of 40, so that two texts rarely share it; below Nyquist of every rate."""
     return 200.0 + 75.0 * (zlib.crc32(text.encode()) % 40)
 
 
@@ -112,9 +112,9 @@ class StandInEngine:
         self.forgotten: list[str] = []
         """Keys of voices that it was told to forget."""
         self.heard_frames: list[tuple[str, int]] = []
-        """(utterance, frames) that it was told of."""
+        """(utterance, frames) of each `keep_heard`."""
         self.cancelled: list[str] = []
-        """Texts whose speech was ended before its end."""
+        """Texts whose speech was cancelled."""
         self._ids = itertools.count(1)
         self._changed = threading.Condition()
         self._stopping = False
@@ -206,7 +206,7 @@ class StandInEngine:
     def forget_voice(self, key: str) -> None:
         self.forgotten.append(key)
 
-    # What tests look at
+    # For tests
 
     @property
     def utterances(self) -> int:
@@ -245,7 +245,7 @@ class StandInEngine:
         return ready[: self.slots]
 
     def _drop(self, conversation: _Conversation) -> Iterator[tuple[Sink, Event]]:
-        """What was cancelled, whether it had a slot or waits for one."""
+        """Removes what was cancelled, whether it has a slot or waits for one."""
         for one in list(conversation.waiting):
             if one.cancelled:
                 conversation.waiting.remove(one)

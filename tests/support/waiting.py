@@ -7,12 +7,12 @@ import inspect
 from collections.abc import Callable
 
 LIMIT_S = 150.0
-"""Below pytest's own limit, which could not say what did not come."""
+"""Below pytest's own limit, whose error would not name the condition."""
 STEP_S = 0.01
 
 
 async def until(condition: Callable[[], object], what: str = "", limit_s: float = LIMIT_S) -> None:
-    """Until it is true. Raises AssertionError, which names `what`, else the line that waits."""
+    """Waits until it is true. Raises AssertionError, which names `what`, else the waiting line."""
     try:
         async with asyncio.timeout(limit_s):
             while not condition():  # noqa: ASYNC110  threads and processes set no event

@@ -29,7 +29,7 @@ def errors(heard: Sequence[str], said: Sequence[str]) -> int:
 def unlike(one: str, other: str) -> float:
     """Share of letters in which two texts differ: 0 the same, some 0.75 for unrelated ones.
 
-    Kinder than words to a voice that is hard to understand: "ambitious" is near "ambiguous".
+    Better than words for a voice that is hard to understand: "ambitious" is near "ambiguous".
     """
     a, b = "".join(words(one)), "".join(words(other))
     return errors(a, b) / max(len(a), len(b), 1)

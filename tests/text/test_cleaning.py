@@ -212,7 +212,7 @@ def test_the_pieces_that_text_comes_in_change_nothing(pieces, cut):
 @settings(deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=["C", "S", "Z"]), max_size=80))
 def test_words_numbers_and_stops_are_never_lost(text):
-    """But for what marks: brackets, delimiters, and a mark that begins a line."""
+    """Except markup: brackets, delimiters, and a mark at the beginning of a line."""
     kept = [char for char in text if char.isalpha()]
     cleaned = clean("a " + text.translate(str.maketrans("", "", "[]【】*_`|&\\")))
     assert [char for char in cleaned if char.isalpha()][1:] == kept

@@ -35,7 +35,7 @@ def utterance(frames: int, seed: int = 0) -> dict:
 
 
 def batch_of(row: dict) -> tuple[list[int], batches.Sequences]:
-    """The ids of one turn, and a batch of it alone."""
+    """The ids of one turn, and a batch with only this turn."""
     ids, position, shown, codes, _ = batches.build_turn(
         row, row["symbols"], "0", random.Random(1), 0.0, WIDTH
     )

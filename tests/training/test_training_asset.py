@@ -1,4 +1,4 @@
-"""csm-tiny's folder: its template's reading of text, and that its parts fit together."""
+"""csm-tiny's folder: how its template reads text, and that its parts match."""
 
 import json
 from pathlib import Path

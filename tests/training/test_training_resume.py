@@ -12,7 +12,7 @@ from training.corpus import STOCK
 from training.spec import CODEBOOKS, CODES, FRAME, MIMI
 
 START = "start"
-"""Stands for the folder of a codec."""
+"""Placeholder for the folder of a codec."""
 GREEDY = {"top_k": 1, "depth_decoder_top_k": 1}
 LENGTH = 6
 """Frames of an utterance."""

@@ -91,7 +91,7 @@ def test_men_and_women_are_heard_at_their_pitch(name, lowest, highest):
 
 
 def raised(name: str, rate: int) -> HeardTurn:
-    """A telephone's 8 kHz, brought to a higher rate on the way, as LiveKit does."""
+    """A telephone's 8 kHz, resampled to a higher rate, as LiveKit does."""
     phone = heard(name, 8_000)
     pcm = np.rint(32_767 * soxr.resample(phone.samples, 8_000, rate)) / 32_767
     return HeardTurn(phone.text, pcm.astype(np.float32), rate)
@@ -153,7 +153,7 @@ def test_a_man_and_a_woman_who_take_turns_are_refused(name, woman, rate):
 
 
 def test_two_people_of_like_pitch_are_not_told_apart():
-    """No more is promised: this takes a model of speakers."""
+    """A known limit: telling them apart needs a speaker model."""
     man, other = heard(LONG).samples, heard("numbers").samples
     for both in (in_turn(man, other), together(np.resize(man, len(other)), other)):
         assert not names(HeardTurn("some words for all of this", both, RATE)) - {"cut"}
@@ -281,7 +281,7 @@ def test_an_hour_of_turns_is_not_kept():
 
 
 def long_turn(times: bool) -> HeardTurn:
-    """25 s in one go, and when each of its words was said: evenly within each sentence."""
+    """One turn of 25 s, with the times of its words evenly spaced within each sentence."""
     turns = [heard(name) for name in READER]
     words, begin = [], 0.0
     for turn in turns:
@@ -303,7 +303,7 @@ def test_a_long_turn_is_cut_in_pauses_with_its_words():
     assert found.taken
     assert SHORTEST_S <= len(choice.samples) / RATE <= LONGEST_S
     sentences = {heard(name).text for name in READER}
-    # The pauses between words of our even times are those between the sentences.
+    # With evenly spaced words the only pauses are those between sentences.
     said = choice.text.replace(".", "")
     assert any(said.startswith(sentence) for sentence in sentences)
     assert any(said.endswith(sentence) for sentence in sentences)

@@ -1,4 +1,4 @@
-"""A voice needs a recording, its words and consent; otherwise it does not exist."""
+"""A voice without a recording, its transcript and consent is refused."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ async def faults(tab: Tab) -> list[str]:
 
 
 async def show_as(tab: Tab, *, width: int, height: int, dark: bool) -> None:
-    """As on a screen of that size, in light or dark colours."""
+    """Emulates a screen of that size, in light or dark colours."""
     await tab.call(
         "Emulation.setDeviceMetricsOverride",
         width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
@@ -94,7 +94,7 @@ async def show_as(tab: Tab, *, width: int, height: int, dark: bool) -> None:
 
 
 async def faults_everywhere(tab: Tab) -> dict[str, list[str]]:
-    """By screen and colours; leaves the page as on a desk, in light."""
+    """Faults by screen and colours; leaves the page at desktop size in light colours."""
     found = {}
     for dark in (True, False):
         for width, height in ((360, 740), (1200, 820)):
@@ -105,7 +105,7 @@ async def faults_everywhere(tab: Tab) -> dict[str, list[str]]:
 
 
 async def tab_stops(tab: Tab) -> list[str]:
-    """Ids in the order of the Tab key from the top; with `!` where nothing shows the focus."""
+    """Ids in the order of the Tab key from the top; with `!` where the focus is not visible."""
     await tab.evaluate("document.activeElement.blur()")
     stops: list[str] = []
     for _ in range(12):

@@ -38,7 +38,7 @@ def find_chromium() -> str | None:
 
 
 class PageError(Exception):
-    """A script of ours failed in the page, or what was waited for did not come."""
+    """A test's script failed in the page, or a condition was not met in time."""
 
 
 class Tab:
@@ -85,7 +85,7 @@ class Tab:
     async def until_here(
         self, condition: Callable[[], bool], what: str, limit_s: float = 120.0
     ) -> None:
-        """Waits for something on our side of the socket. Raises PageError after `limit_s`."""
+        """Waits for a condition in the test's process. Raises PageError after `limit_s`."""
         end = time.monotonic() + limit_s
         while not condition():
             if time.monotonic() > end:
@@ -93,7 +93,7 @@ class Tab:
             await asyncio.sleep(STEP_S)
 
     async def click(self, selector: str) -> None:
-        """By the mouse, as a person does: browsers allow sound only after that."""
+        """With the mouse, as a person does: browsers allow audio only after that."""
         await self.evaluate(
             f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})"
         )
@@ -115,7 +115,7 @@ class Tab:
             )  # fmt: skip
 
     def heard(self, method: str, parameters: dict[str, Any]) -> None:
-        """An event of the browser's."""
+        """Handles an event of the browser."""
         match method:
             case "Network.requestWillBeSent":
                 self.requests.append(parameters["request"]["url"])
@@ -132,7 +132,7 @@ class Tab:
 
     @property
     def hosts(self) -> set[str]:
-        """Every host and port that was asked for anything; not what the page holds itself."""
+        """Every host and port of a request; `data` and `blob` URLs do not count."""
         urls = map(urlsplit, self.requests)
         return {url.netloc for url in urls if url.scheme not in ("data", "blob")}
 
@@ -140,7 +140,7 @@ class Tab:
 class Browser:
     """`async with Browser(path, microphone) as browser:`; `microphone` is a WAV file.
 
-    The file is read from its beginning each time the page opens the microphone, and then once.
+    The file is played once, from its beginning, each time the page opens the microphone.
     """
 
     def __init__(self, path: str, microphone: Path) -> None:
@@ -169,7 +169,7 @@ class Browser:
         await asyncio.to_thread(self._end)
 
     async def tab(self, microphone: str = "granted") -> Tab:
-        """A new page in a context of its own; `microphone` is "granted" or "denied" there."""
+        """A new page in its own browser context; `microphone` is "granted" or "denied" there."""
         context = (await self.call("Target.createBrowserContext"))["browserContextId"]
         await self.call(
             "Browser.setPermission",
@@ -213,7 +213,7 @@ class Browser:
                 tab.heard(found["method"], found["params"])
 
     async def _address(self) -> str:
-        """Chromium writes where it listens into its folder. Raises PageError when it does not."""
+        """The address that Chromium writes into its folder. Raises PageError when it does not."""
         file, end = self._data / "DevToolsActivePort", time.monotonic() + 60
         while time.monotonic() < end and self._process.poll() is None:
             lines = file.read_text().split() if file.exists() else []

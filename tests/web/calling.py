@@ -66,7 +66,7 @@ YOU_ALOUD = "document.querySelector('#you-speaking').dataset.on === 'true'"
 
 @dataclass
 class Seen:
-    """Of one call, in its order."""
+    """Observations of one call, in its order."""
 
     faults_before: dict[str, list[str]] = field(default_factory=dict)
     faults_in_call: dict[str, list[str]] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Seen:
     console: list[str] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
     missed: list[str] = field(default_factory=list)
-    """Steps that did not come to their end, and what they waited for."""
+    """Steps that did not finish, and what they waited for."""
 
 
 class Caller:
@@ -118,7 +118,7 @@ class Caller:
         self.note("muted")
 
     async def heard_ms(self) -> float:
-        """How much of the agent was loud since the last time that this was asked."""
+        """Milliseconds of loud audio of the agent since the last call of this."""
         return float(await self.tab.evaluate("(ms => (testMeter.loud_ms = 0, ms))(testMeter.loud_ms)"))
 
     async def turns(self) -> list[dict[str, Any]]:
@@ -146,7 +146,7 @@ class Caller:
         self.note("greeted")
 
     async def consent_and_talk(self) -> None:
-        """The first reply is heard; a reply is broken into."""
+        """Hears the first reply; interrupts a reply."""
         tab, seen = self.tab, self._seen
         await tab.click("#consent")
         await self.unmute_and_say(LONG)
@@ -164,7 +164,7 @@ class Caller:
                 return
 
     async def lose_network(self) -> None:
-        """While the agent replies; then another turn, to see that the call goes on."""
+        """Loses it while the agent replies; another turn then checks that the call goes on."""
         tab, seen, web = self.tab, self._seen, self._web
         await tab.until(AGENT_ALOUD)
         await self.mute()
@@ -186,7 +186,7 @@ class Caller:
         self.note("a reply after that is heard")
 
     async def withdraw_and_leave(self) -> None:
-        """By the keyboard, in the middle of a reply."""
+        """With the keyboard, in the middle of a reply."""
         tab, seen = self.tab, self._seen
         await tab.evaluate("document.querySelector('#consent').focus()")
         await tab.press(" ", 32, " ")
@@ -202,7 +202,7 @@ class Caller:
 
 
 async def whole_call(chromium: str, web: Web, microphone: Microphone) -> Seen:
-    """What a step lacks is in `seen.missed`, and told by the tests of that step, not by all."""
+    """A failed step is noted in `seen.missed`, and fails the tests of that step, not all."""
     seen = Seen()
     async with Browser(chromium, microphone.file) as browser:
         tab = await browser.tab()

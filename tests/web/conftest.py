@@ -48,7 +48,7 @@ def web_call(chromium, tmp_path_factory) -> WebCall:
 
 @pytest.fixture(scope="session")
 def played(chromium, tmp_path_factory) -> tuple[dict[str, Told], Followed]:
-    """Calls that cannot work, and one whose agent a test plays; all at the same time."""
+    """Calls that cannot work, and one whose agent a test simulates; all at the same time."""
     out = tmp_path_factory.mktemp("played")
 
     async def all_of_them(server: LiveKitServer) -> tuple[dict[str, Told], Followed]:
@@ -65,7 +65,7 @@ def played(chromium, tmp_path_factory) -> tuple[dict[str, Told], Followed]:
 
 
 def whole(part):
-    """One part's failure is that part's alone."""
+    """Raises the failure of this part; the other part is not affected."""
     if isinstance(part, BaseException):
         raise part
     return part
@@ -73,11 +73,11 @@ def whole(part):
 
 @pytest.fixture(scope="session")
 def failures(played) -> dict[str, Told]:
-    """By name, what the page says of calls that cannot work."""
+    """The page's messages for calls that cannot work, by name."""
     return whole(played[0])
 
 
 @pytest.fixture(scope="session")
 def followed(played) -> Followed:
-    """What the page made of an agent's messages."""
+    """What the page showed for an agent's messages."""
     return whole(played[1])

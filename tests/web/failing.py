@@ -26,7 +26,7 @@ HTMLMediaElement.prototype.play = function () {
 
 
 class Line:
-    """TCP to the LiveKit server's signalling, which can be cut and mended."""
+    """A TCP proxy to the LiveKit server's signalling, which can be cut and restored."""
 
     def __init__(self, target: str) -> None:
         self._target = urlsplit(target)
@@ -67,7 +67,7 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @dataclass
 class Told:
-    """The page's words, in the order of the tests' steps."""
+    """The page's messages, in the order of the tests' steps."""
 
     words: list[str] = field(default_factory=list)
     phase: str = ""
@@ -78,7 +78,7 @@ class Failures(Pages):
     """Each method is one failure."""
 
     async def all(self) -> dict[str, Told]:
-        """A few at the same time, each in a page of its own."""
+        """Runs three at a time, each in its own page."""
         cases: dict[str, Callable[[], Awaitable[Told]]] = {
             "a lost line, and no agent": self._lost_line_and_no_agent,
             "refused microphone": lambda: self._at_start(self._config, microphone="denied"),
@@ -100,7 +100,7 @@ class Failures(Pages):
                 began = time.monotonic()
                 try:
                     told = await case()
-                except Exception as error:  # of this case, and of no other's tests
+                except Exception as error:  # fails only the tests of this case
                     told = Told(errors=[f"{name}: {error}"])
                 print(f"{time.monotonic() - began:6.2f} s for: {name}")
                 return told

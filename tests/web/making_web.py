@@ -18,11 +18,11 @@ from tests.support.processes import descendants
 from tests.support.recordings import READER, path_of
 
 OTHERS = ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET", "WEB_HOST", "WEB_LIVEKIT_URL")
-"""What a developer has set must not change what is tested."""
+"""Emptied for the tests: a developer's settings must not change what is tested."""
 
 
 def clean_env(**more: str) -> dict[str, str]:
-    # Set and empty, not absent: a developer's .env counts for what is absent.
+    # Empty, not unset: a developer's .env sets unset variables.
     ours = dict.fromkeys((*OURS, *OTHERS, "AGENT_NAME"), "")
     return {**os.environ, **ours, "PORT": "0", "PYTHONUNBUFFERED": "1", **more}
 
@@ -56,7 +56,7 @@ class Web:
         return self
 
     def stop(self) -> int:
-        """As by Ctrl-C; the exit code."""
+        """Stops it as Ctrl-C does; the exit code."""
         self._process.send_signal(signal.SIGINT)
         code = self._process.wait(90)
         self._reader.join(10)
@@ -98,7 +98,7 @@ def _name_of(pid: int) -> str:
 class Microphone:
     """The file that Chromium plays, from its beginning, each time the page opens a microphone.
 
-    The page closes it when muted: what lies here when the caller unmutes is said then, once.
+    The page closes it when muted: when the caller unmutes, the current content is played once.
     """
 
     def __init__(self, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pages of our own server at a real LiveKit server; tests may play the agent."""
+"""Pages of our own server with a real LiveKit server; tests may simulate the agent."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ class Pages:
 
 
 def _token_of(tab: Tab) -> str:
-    """The page's own, as it went to LiveKit."""
+    """The page's own token, as sent to LiveKit."""
     queries = (parse_qs(urlsplit(url).query) for url in tab.requests if url.startswith("ws"))
     return next(query["access_token"][0] for query in queries if "access_token" in query)

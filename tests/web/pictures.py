@@ -23,7 +23,7 @@ from tests.web.making_web import Microphone, Web
 
 
 async def photograph(tab: Tab, file: Path) -> None:
-    """96 colours are enough for a page, and a third of the bytes."""
+    """96 colours are enough for a page, and need a third of the bytes."""
     answer = await tab.call("Page.captureScreenshot", format="png")
     picture = Image.open(io.BytesIO(base64.b64decode(answer["data"]))).convert("RGB")
     picture.quantize(96, dither=Image.Dither.NONE).save(file, optimize=True)

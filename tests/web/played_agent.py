@@ -1,4 +1,4 @@
-"""A call whose agent the test plays, for every message that an agent can send."""
+"""A call whose agent the test simulates, for every message that an agent can send."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BESIDE = {**SEQUENTIAL, "turn": 2, "e2e": 1.4}
 """The LLM began half a second before the turn had ended."""
 BARE = {"turn": 3, "e2e": 1.0, "endpointing": None, "stt": None, "llm_ttft": None}
 BROKEN = (b"\xff\xfe", b"[]", b"{}", b'{"turn": "x"}', b'{"turn": 4, "e2e": -1}', b"null")
-"""Nothing of these can be a turn with times."""
+"""None of these is a valid turn with times."""
 MARKUP = "<img src=x onerror=alert(1)> & so on"
 
 
@@ -46,7 +46,7 @@ class PlayedAgent(Pages):
             room = await self.agent(tab)
             await tab.until("document.body.dataset.agent !== 'absent'")
             for step in (self._send_turns, self._say, self._consent_aloud):
-                # What one step lacks is told by the tests of that step, not by all.
+                # A failed step fails the tests of that step, not all.
                 try:
                     await step(tab, room, followed)
                 except PageError as error:
@@ -62,7 +62,7 @@ class PlayedAgent(Pages):
         followed.turns = await tab.evaluate(TURNS)
 
     async def _say(self, tab: Tab, room: rtc.Room, followed: Followed) -> None:
-        """A guess of the caller's words, better ones, and what must not become part of the page."""
+        """An interim transcript, then a final one whose markup must not become part of the page."""
         caller = next(iter(room.remote_participants))
         last = (
             "(i => ({text: i.querySelector('p').textContent, busy: i.ariaBusy,"
@@ -85,7 +85,7 @@ class PlayedAgent(Pages):
         followed.images = await tab.evaluate("document.querySelectorAll('img').length")
 
     async def _consent_aloud(self, tab: Tab, room: rtc.Room, followed: Followed) -> None:
-        """Yes by the switch, no aloud, yes by the switch, no by the switch, yes aloud, no by it."""
+        """Yes by switch, no by voice, yes by switch, no by switch, yes by voice, no by switch."""
         await self._speak_in(tab, room, followed, "stock", None)
         await self._press(tab, room, followed, "granted")
         await self._speak_in(tab, room, followed, "caller", "granted")
@@ -116,13 +116,13 @@ class PlayedAgent(Pages):
     async def _look(
         self, tab: Tab, room: rtc.Room, followed: Followed, consent: str | None
     ) -> None:
-        """Once the attribute has this value: page and test write it, and their writes overtake."""
+        """Waits for this value: page and test write it, and writes may arrive out of order."""
         await tab.until_here(lambda: _consent_of(room) == consent, f"consent is {consent}")
         followed.switch.append(await tab.evaluate(SWITCH))
         followed.attribute.append(_consent_of(room))
 
 
 def _consent_of(room: rtc.Room) -> str | None:
-    """As the agent sees it; None where it was never set, or was cleared."""
+    """Consent as the agent sees it; None where it was never set, or was cleared."""
     caller = next(iter(room.remote_participants.values()))
     return caller.attributes.get(CONSENT) or None

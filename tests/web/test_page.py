@@ -65,7 +65,7 @@ def test_rooms_and_names_cannot_be_guessed_and_never_return():
     made = [claims(room_token(CONFIG)) for _ in range(200)]
     assert Counter(c.video.room for c in made).most_common(1)[0][1] == 1
     assert Counter(c.identity for c in made).most_common(1)[0][1] == 1
-    assert min(len(c.video.room) for c in made) >= len("web-") + 24  # 18 bytes of chance
+    assert min(len(c.video.room) for c in made) >= len("web-") + 24  # 18 random bytes
 
 
 def test_a_token_is_good_for_minutes():

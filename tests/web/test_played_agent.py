@@ -53,5 +53,5 @@ def test_each_voice_has_its_name(followed):
 def test_the_switch_follows_what_is_said_aloud_and_every_press_reaches_the_agent(followed):
     steps = list(zip(followed.switch, followed.attribute, strict=True))
     assert steps[:3] == [(False, None), (True, "granted"), (True, "granted")]
-    assert steps[3] == (False, "refused")  # taken back aloud
+    assert steps[3] == (False, "refused")  # withdrawn by voice
     assert steps[4:8] == [(True, "granted"), (False, "refused"), (True, "refused"), (False, None)]

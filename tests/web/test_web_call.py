@@ -1,7 +1,7 @@
 """`make web` and its page in a real browser: one call, with recorded speech as the microphone.
 
-The network is lost by stopping the LiveKit server (SIGSTOP) for 5 s: signalling and sound of both
-sides pass it, and nobody is told, as when a cable is pulled.
+The network is lost by stopping the LiveKit server (SIGSTOP) for 5 s: signalling and audio of both
+sides pass through it, and no connection is closed, as when a cable is pulled.
 """
 
 from __future__ import annotations

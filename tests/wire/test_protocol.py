@@ -110,7 +110,7 @@ def test_a_servers_message_is_read_as_it_was_written(message):
 
 
 def read(text):
-    """The message, or the one kind of error that reading may end in."""
+    """The message, or the only kind of error that parsing may raise."""
     try:
         return parse_client(text, LIMITS)
     except RequestError as error:

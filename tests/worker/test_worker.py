@@ -60,7 +60,7 @@ async def test_a_burst_of_calls_is_accepted_as_far_as_the_engine_has_room(monkey
         monkeypatch.setenv("CSM_ENGINE_URL", url)
         monkeypatch.setattr(worker.Worker, "active_jobs", [])
         agent = worker.Worker(AgentConfig())
-        agent._devmode = agent._draining = agent._simulation = False  # as a run sets them
+        agent._devmode = agent._draining = agent._simulation = False  # as `run` sets them
         await agent._refresh_worker_load()
         for accepted, available in ((0, True), (2, True), (5, True), (6, False)):
             agent._reserved_slots = accepted
