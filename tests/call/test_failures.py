@@ -88,7 +88,7 @@ def test_a_call_whose_agent_cannot_start_ends_with_the_agents_reason(tmp_path):
     ("variable", "sentence"),
     [("AGENT_LLM", "I lost my thread"), ("AGENT_STT", "I did not hear that")],
 )
-def test_a_failing_provider_is_owned_up_to_and_the_call_goes_on(
+def test_a_failing_provider_is_told_to_the_caller_and_the_call_goes_on(
     tmp_path, quick_engine, variable, sentence
 ):
     with endpoint(lambda _: None) as url:

@@ -235,7 +235,7 @@ async def while_it_is_understood(phone: Phone) -> None:
     await phone.speak(*speech(SAYS))
 
 
-async def while_the_mind_thinks(phone: Phone) -> None:
+async def while_the_llm_generates(phone: Phone) -> None:
     await phone.speak(*speech(SAYS))
     await until(lambda: phone.agent_state == "thinking" or phone.final_words, "it thinks")
 
@@ -252,7 +252,7 @@ PHASES = [
     in_the_greeting,
     while_speaking,
     while_it_is_understood,
-    while_the_mind_thinks,
+    while_the_llm_generates,
     at_the_first_sound,
     in_the_middle_of_a_sentence,
 ]

@@ -35,7 +35,7 @@ def overheard(name: str, rate: int, floor: float = 0.0005) -> tuple[str, np.ndar
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 48_000])
-def test_what_the_ear_cuts_makes_a_voice_with_a_consent_record(rate):
+def test_what_the_recorder_cuts_makes_a_voice_with_a_consent_record(rate):
     voice = VoiceFinder("ada", GRANT).add(*overheard(READER[0], rate))
     assert voice is not None
     assert (voice.speaker, voice.transcript) == (CALLER, heard(READER[0]).text)

@@ -69,7 +69,7 @@ def test_only_the_last_turns_are_read_before_a_reply(turns):
     assert len(hand.context(conversation).turns) == turns + 1
 
 
-def test_no_turns_at_all_are_read_where_a_model_bears_none():
+def test_no_turns_at_all_are_read_where_a_model_allows_none():
     hand = by_hand({"turns": 0})
     conversation = hand.engine.open(voice("one", 0.6))
     hand.engine.add_turn(conversation, Turn("someone", "not read", noise(0.5)))
@@ -104,7 +104,7 @@ def test_an_entry_that_makes_no_sense_is_refused_with_what_it_takes(told):
 
 
 @pytest.mark.parametrize(("seconds", "clones"), [(0, False), (3, True)])
-def test_a_model_that_bears_no_reference_does_not_clone(seconds, clones):
+def test_a_model_that_allows_no_reference_does_not_clone(seconds, clones):
     info = by_hand({"turns": 1, "reference_seconds": seconds}).engine.info()
     assert info.clones is clones
 

@@ -64,7 +64,7 @@ def test_depth_heads_are_held_once(csm):
 
 
 def test_residuals_are_added_within_the_product(csm):
-    """Out of place, each product would copy the residual first: 272 more kernels a frame."""
+    """Out of place, each product would copy the residual first: 286 more kernels a frame."""
     for part in ("draw", "read", "prefill"):
         assert not csm.recorded(part).kernels()["addmm"]
     # The depth decoder's 31 passes and what position 0 needs; the backbone.

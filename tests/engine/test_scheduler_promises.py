@@ -13,7 +13,7 @@ from csm_tts_plugin.errors import BusyError
 from tests.engine.device import LEAD, PIECE, Device
 
 
-def test_who_rests_stands_clear_of_a_padded_step():
+def test_a_resting_stream_is_not_changed_by_a_padded_step():
     device = Device(slots=3, queue=0, rows=6, sizes=[3])
     resting, stepping = device.open(), device.open()
     device.say(resting, live=True)
@@ -26,7 +26,7 @@ def test_who_rests_stands_clear_of_a_padded_step():
     assert resting.row >= 3
 
 
-def test_a_prompt_read_while_its_stream_rests_stands_clear_of_a_padded_step():
+def test_a_prompt_read_while_its_stream_rests_is_not_changed_by_a_padded_step():
     """The first frame depends only on the state that prefill leaves in the row."""
     device = Device(slots=3, queue=0, rows=6, sizes=[3])
     stepping, seat = device.open(), device.open()

@@ -132,5 +132,5 @@ def test_a_child_that_cannot_load_its_models_gives_its_reason(monkeypatch, tmp_p
 
 def test_only_what_was_asked_for_has_an_address():
     offline = OfflineProcess(stt=True, llm=False)
-    assert list(offline.addresses("EARS", "MIND")) == ["EARS"]
-    assert process.OfflineProcess(stt=False, llm=False).addresses("EARS", "MIND") == {}
+    assert list(offline.addresses("STT_URL", "LLM_URL")) == ["STT_URL"]
+    assert process.OfflineProcess(stt=False, llm=False).addresses("STT_URL", "LLM_URL") == {}

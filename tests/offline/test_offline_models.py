@@ -72,7 +72,7 @@ def test_half_a_sample_is_refused(offline):
     assert caught.value.code == 400
 
 
-def test_the_mind_answers_in_openais_protocol(offline):
+def test_the_llm_answers_in_openais_protocol(offline):
     question = {
         "model": "smollm2",
         "max_tokens": 16,

@@ -125,7 +125,7 @@ def test_the_decoder_learns_from_drawn_codes_too(tmp_path, monkeypatch):
     assert any(not torch.equal(learnt["codes"][k], learnt["drawn"][k]) for k in learnt["codes"])
 
 
-def test_an_ear_hears_no_difference_where_there_is_none():
+def test_a_phone_classifier_measures_no_difference_where_there_is_none():
     hearing = ear.Ear()
     sound = torch.randn(1, 1, 4 * FRAME, generator=torch.Generator().manual_seed(1)) * 0.1
     assert hearing.distance(sound, sound) == 0
