@@ -77,6 +77,31 @@ def test_the_even_pauses_of_tiny_are_no_gaps(file):
     assert call_sound.cuts(through_opus(sound), RATE) == []
 
 
+# fmt: off
+CONSONANTS = [
+    [
+     -28.1, -29.7, -28.6, -32.0, -31.2, -29.6, -29.1, -33.2, -32.8, -33.5,
+     -34.3, -35.1, -35.6, -35.7, -34.2, -33.5, -32.6, -32.4, -31.3, -32.2,
+     -32.6, -30.8, -25.6, -25.5, -28.9, -28.8, -31.3, -32.7,
+    ],
+    [
+     -26.2, -29.3, -32.0, -30.3, -31.2, -27.4, -33.3, -32.6, -32.8, -34.6,
+     -35.6, -37.2, -38.8, -40.0, -42.4, -40.8, -39.5, -38.3, -36.9, -42.7,
+     -29.1, -27.0, -25.9, -25.1, -23.6, -26.8, -29.6, -29.2,
+    ],
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("levels", CONSONANTS, ids=["fades little", "swells"])
+def test_a_consonant_that_fades_little_or_swells_again_is_no_gap(levels):
+    """Two consonants in calls with `tiny`, as levels in dB every 5 ms."""
+    noise = np.random.default_rng(1).normal(size=(len(levels), RATE // 200))
+    noise /= np.sqrt(np.mean(noise**2, axis=1, keepdims=True))
+    sound = noise * 10 ** (np.array(levels)[:, None] / 20)
+    assert call_sound.cuts(sound.ravel().astype(np.float32), RATE) == []
+
+
 @pytest.mark.parametrize("seconds", [0.08, 0.2, 0.35])
 def test_most_gaps_in_human_speech_are_found_where_they_are(seconds):
     speech = human()
