@@ -161,7 +161,7 @@ def save(result: dict, out: str | None) -> None:
     """Write the results so far to the file `out`, so that an aborted run loses nothing."""
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        from csm_tts_plugin.files import write_whole
+        from csm_tts_plugin.audio.files import write_whole
 
         write_whole(out, json.dumps(result, indent=1) + "\n")
 

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
-from csm_tts_plugin.files import WholeFile
+from csm_tts_plugin.audio.files import WholeFile
 
 from .call_turns import PARTS
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import soundfile
 
-from csm_tts_plugin.files import write_whole
+from csm_tts_plugin.audio.files import write_whole
 
 from . import call_picture, call_sound, pins
 from .call_turns import PARTS, Report, Turn, parts_of

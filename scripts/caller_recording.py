@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from csm_tts_plugin.files import WholeFile
+from csm_tts_plugin.audio.files import WholeFile
 
 Pcm = npt.NDArray[np.int16]
 

@@ -23,14 +23,13 @@ LIVEKIT_ONLY_IN = tuple(
 )
 """Within the package. agent.py, scripts, benchmarks and tests may import livekit too."""
 
-BASE = "errors config version telemetry files"
+BASE = "errors config version telemetry"
 MAY_IMPORT: dict[str, set[str]] = {
     part: set(allowed.split())
     for part, allowed in {
         # part       may import, besides itself
         "errors": "",
         "version": "",
-        "files": "",
         "config": "errors",
         "telemetry": "errors config version",
         "text": BASE,

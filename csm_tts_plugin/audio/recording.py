@@ -10,7 +10,7 @@ import soundfile
 
 from ..config import SAMPLE_RATE
 from ..errors import AudioError
-from ..files import WholeFile
+from .files import WholeFile
 from .resample import to_pcm16
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import IO, Any, Protocol, Self
 import numpy as np
 
 from ..audio.encoding import Encoder, encoder
+from ..audio.files import WholeFile, is_special
 from ..audio.resample import from_pcm16
 from ..config import FRAME_SECONDS
 from ..errors import ConfigError
-from ..files import WholeFile, is_special
 
 _SHOW_EVERY_S = 2.0
 STDOUT = "-"

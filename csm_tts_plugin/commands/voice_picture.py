@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..audio.files import WholeFile
 from ..config import SAMPLE_RATE
-from ..files import WholeFile
 from ..voices.measure import HOP_S
 from .voice_check import Examined
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..audio.files import write_whole
 from ..audio.reference import decode_reference
 from ..config import Limits
 from ..errors import ConsentError, CsmError, VoiceError
-from ..files import write_whole
 from .voice import Consent, Voice, check_id
 
 _RECORD_BYTES = 64 * 2**10

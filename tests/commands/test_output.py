@@ -15,8 +15,8 @@ import pytest
 import soundfile
 
 from csm_tts_plugin.__main__ import main
+from csm_tts_plugin.audio.files import WholeFile
 from csm_tts_plugin.audio.reference import decode_reference
-from csm_tts_plugin.files import WholeFile
 from tests.commands.test_commands import LINE, a_clean_place, engine, one_line
 from tests.server.conftest import nothing_left, pitch
 from tests.server.test_process import ROOT, free_of_settings

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from csm_tts_plugin.files import WholeFile, is_special, write_whole
+from csm_tts_plugin.audio.files import WholeFile, is_special, write_whole
 
 
 def names(folder):
@@ -97,7 +97,7 @@ def test_a_file_in_a_folder_that_takes_no_new_ones_is_written_into(tmp_path, mon
             raise PermissionError(13, "Permission denied")
         return real(name, flags, *rest, **more)
 
-    monkeypatch.setattr("csm_tts_plugin.files.os.open", refused)
+    monkeypatch.setattr("csm_tts_plugin.audio.files.os.open", refused)
     broken_off(path)
     assert path.read_text() == "before"
     write_whole(path, "after")
