@@ -20,6 +20,7 @@ import soundfile
 import soxr
 import torch
 from transformers import AutoProcessor, CsmForConditionalGeneration
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from benchmarks.similarity import measuring
 
@@ -43,6 +44,8 @@ class Rates:
 
     words: float
     characters: float
+    written_out: float
+    """Words again, by Whisper's own normaliser: "I'm" and "I am" are equal."""
     heard: list[str]
 
 
@@ -58,7 +61,10 @@ class Listener:
         )
 
     def hear(self, samples: np.ndarray) -> str:
-        """Transcript of 24 kHz samples."""
+        """Normalised transcript of 24 kHz samples."""
+        return plain(self._transcribe(samples))
+
+    def _transcribe(self, samples: np.ndarray) -> str:
         audio = soxr.resample(samples, SAMPLE_RATE, 16_000).astype(np.float32)
         parts, _ = self.model.transcribe(
             audio,
@@ -68,15 +74,24 @@ class Listener:
             condition_on_previous_text=False,
             without_timestamps=True,
         )
-        return plain(" ".join(part.text for part in parts))
+        return " ".join(part.text for part in parts)
 
     def rates(self, texts: list[str], sounds: list[np.ndarray]) -> Rates:
         """Error rates over all recordings together."""
         measuring()
         import jiwer
 
-        heard, said = [self.hear(sound) for sound in sounds], [plain(text) for text in texts]
-        return Rates(jiwer.wer(said, heard), jiwer.cer(said, heard), heard)
+        written_out = EnglishTextNormalizer({})
+        transcripts = [self._transcribe(sound) for sound in sounds]
+        heard, said = [plain(text) for text in transcripts], [plain(text) for text in texts]
+        return Rates(
+            words=jiwer.wer(said, heard),
+            characters=jiwer.cer(said, heard),
+            written_out=jiwer.wer(
+                [written_out(text) for text in texts], [written_out(text) for text in transcripts]
+            ),
+            heard=heard,
+        )
 
 
 @torch.inference_mode()
@@ -211,6 +226,7 @@ def reply_gate(
     return {
         "replies: word error rate": rates.words,
         "replies: character error rate": rates.characters,
+        "replies: word error rate, contractions written out": rates.written_out,
         "ended by itself": ended,
         "times real time, 20 at once": sum(map(len, sounds)) / SAMPLE_RATE / spent,
     }
