@@ -15,9 +15,17 @@ CONSENT = "csm.voice_consent"
 SWITCH = "document.querySelector('#consent').checked"
 
 SEQUENTIAL = {"turn": 1, "endpointing": 0.6, "stt": 0.5, "llm_ttft": 0.8, "tts_first_audio": 0.3}
-SEQUENTIAL |= {"first_sentence": 0.2, "e2e": 2.2, "voice": "stock", "interrupted": False, "spoke_at": 1.0}
+SEQUENTIAL |= {
+    "first_sentence": 0.2,
+    "e2e": 2.2,
+    "voice": "stock",
+    "interrupted": False,
+    "spoke_at": 1.0,
+}
 BESIDE = {**SEQUENTIAL, "turn": 2, "e2e": 1.4}
 """The LLM began half a second before the turn had ended."""
+BUSY = {**SEQUENTIAL, "turn": 5, "e2e": 0.7}
+"""The agent's parts took far longer in total than the caller waited, as on a busy machine."""
 BARE = {"turn": 3, "e2e": 1.0, "endpointing": None, "stt": None, "llm_ttft": None}
 BROKEN = (b"\xff\xfe", b"[]", b"{}", b'{"turn": "x"}', b'{"turn": 4, "e2e": -1}', b"null")
 """None of these is a valid turn with times."""
@@ -55,10 +63,10 @@ class PlayedAgent(Pages):
         return followed
 
     async def _send_turns(self, tab: Tab, room: rtc.Room, followed: Followed) -> None:
-        packets = [*BROKEN, *(json.dumps(turn) for turn in (SEQUENTIAL, BESIDE, BARE))]
+        packets = [*BROKEN, *(json.dumps(turn) for turn in (SEQUENTIAL, BESIDE, BARE, BUSY))]
         for packet in packets:
             await room.local_participant.publish_data(packet, topic="csm.turn")
-        await tab.until("document.querySelector('[data-turn=\"3\"]') !== null")
+        await tab.until("document.querySelector('[data-turn=\"5\"]') !== null")
         followed.turns = await tab.evaluate(TURNS)
 
     async def _say(self, tab: Tab, room: rtc.Room, followed: Followed) -> None:

@@ -26,13 +26,19 @@ def test_what_the_llm_did_before_the_turns_end_counts_once(followed):
     assert sum(parts.values()) == pytest.approx(1.4)
 
 
+def test_parts_are_never_longer_than_the_wait(followed):
+    turn = followed.turns[3]
+    assert turn["head"].startswith("0.70 s")
+    assert sum(turn["parts"].values()) == pytest.approx(0.7, abs=0.011)
+
+
 def test_a_turn_without_figures_is_one_whole(followed):
     assert followed.turns[2]["parts"]["Network, rest"] == 1.0
     assert followed.turns[2]["slices"] == 1
 
 
 def test_messages_that_are_no_turns_are_ignored(followed):
-    assert [turn["turn"] for turn in followed.turns] == [1, 2, 3]
+    assert [turn["turn"] for turn in followed.turns] == [1, 2, 3, 5]
 
 
 def test_a_guess_is_marked_as_such_and_replaced_by_the_words(followed):

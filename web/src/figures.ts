@@ -79,14 +79,26 @@ export function turnTimes(report: TurnReport, heard: number | null): TurnTimes |
   const known = waited + llm + sentence + voice;
   const whole = total ?? known;
   if (whole <= 0) return null;
-  // The LLM may begin before the turn's end is certain: time in parallel counts once.
-  const beside = Math.min(Math.max(0, known - whole), llm);
+  // The LLM, and on a busy machine the voice, may begin before the turn's end is certain: time in
+  // parallel counts once, and the parts are never longer than the whole.
+  let parallel = Math.max(0, known - whole);
+  const alone = (part: number): number => {
+    const counted = Math.min(part, parallel);
+    parallel -= counted;
+    return part - counted;
+  };
+  const [modelAlone, sentenceAlone, voiceAlone] = [llm, sentence, voice].map(alone) as [
+    number,
+    number,
+    number,
+  ];
+  const [endAlone, sttAlone] = [waited - stt, stt].map(alone) as [number, number];
   const parts: Part[] = [
-    { key: "stt", name: "Speech to text", seconds: stt },
-    { key: "turn-end", name: "End of turn", seconds: waited - stt },
-    { key: "llm", name: "Language model", seconds: llm - beside },
-    { key: "first-sentence", name: "First sentence", seconds: sentence },
-    { key: "first-audio", name: "First audio", seconds: voice },
+    { key: "stt", name: "Speech to text", seconds: sttAlone },
+    { key: "turn-end", name: "End of turn", seconds: endAlone },
+    { key: "llm", name: "Language model", seconds: modelAlone },
+    { key: "first-sentence", name: "First sentence", seconds: sentenceAlone },
+    { key: "first-audio", name: "First audio", seconds: voiceAlone },
     { key: "network", name: "Network, rest", seconds: Math.max(0, whole - known) },
   ];
   return { total: whole, parts };
