@@ -85,7 +85,10 @@ class PlayedAgent(Pages):
             )
             await writer.write(text)
             await writer.aclose()
-            seen = await tab.until(f"(s => s.text === {json.dumps(text)} && s)({last})")
+            busy = json.dumps("false" if final == "true" else "true")  # set when the stream closes
+            seen = await tab.until(
+                f"(s => s.text === {json.dumps(text)} && s.busy === {busy} && s)({last})"
+            )
             if final == "true":
                 followed.final = seen
             else:
