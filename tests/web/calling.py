@@ -13,7 +13,7 @@ from tests.web.making_web import Microphone, Web
 
 NETWORK_GONE_S = 5.0
 LONG, BREAKING_IN, SHORT = 0, 2, 4
-"""Recordings of the reader: 7.1 s suffice for a voice, 5.3 s for an interruption, 3.2 s for a turn."""
+"""Recordings of the reader: 7.1 s, enough for a voice; 5.3 s to interrupt; 3.2 s for a turn."""
 TRIES = 4
 """A reply may be over before the interruption; then the next reply is interrupted."""
 
@@ -119,7 +119,9 @@ class Caller:
 
     async def heard_ms(self) -> float:
         """Milliseconds of loud audio of the agent since the last call of this."""
-        return float(await self.tab.evaluate("(ms => (testMeter.loud_ms = 0, ms))(testMeter.loud_ms)"))
+        return float(
+            await self.tab.evaluate("(ms => (testMeter.loud_ms = 0, ms))(testMeter.loud_ms)")
+        )
 
     async def turns(self) -> list[dict[str, Any]]:
         return list(await self.tab.evaluate(TURNS))

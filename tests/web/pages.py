@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 from livekit import api, rtc
 from scripts.livekit_server import LiveKitServer
 from scripts.web_page import Page, PageConfig
-from tests.web.browser import Browser, Tab
 from tests.support.waiting import LIMIT_S
+from tests.web.browser import Browser, Tab
 
 NOTICE = "(n => n.hidden ? '' : n.innerText)(document.querySelector('#notice'))"
 IN_CALL = "document.body.dataset.phase === 'call'"
