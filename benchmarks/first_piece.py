@@ -19,8 +19,10 @@ import soundfile
 import soxr
 import torch
 from common import finish, machine, table
+from naturalness import ratings
 
 from csm_tts_plugin import generate_streaming_audio, load_csm_1b
+from csm_tts_plugin.config import SAMPLE_RATE
 from csm_tts_plugin.offline.models import whisper_folder
 from csm_tts_plugin.offline.whisper import Transcriber
 from csm_tts_plugin.text.clauses import clause_end
@@ -35,20 +37,6 @@ SENTENCES = (
     "He gave his last coin to the boy, and the boy was lucky.",
 )
 """Sentences like those of the offline LLM."""
-
-
-def rated(path: Path) -> float | None:
-    """The rating by distillmos, 1 to 5; None if it is not installed."""
-    try:
-        import distillmos
-    except ImportError:
-        return None
-    samples, rate = soundfile.read(path, dtype="float32")
-    if rate != RATE:
-        samples = soxr.resample(samples, rate, RATE)
-    model = distillmos.ConvTransformerSQAModel().eval()
-    with torch.no_grad():
-        return float(model(torch.from_numpy(samples)[None]))
 
 
 def speak(generator: Any, parts: list[str], seed: int, path: Path) -> np.ndarray:
@@ -86,7 +74,7 @@ def main() -> None:
                     sound = speak(generator, parts, seed, path)
                     heard = listener.transcribe(soxr.resample(sound, 24_000, RATE))
                     rates[how].append(word_errors(heard, sentence))
-                    scores[how] += [score for score in (rated(path),) if score is not None]
+                    scores[how] += ratings([sound], SAMPLE_RATE) or []
     wer = {how: round(statistics.mean(found), 3) for how, found in rates.items()}
     mos = {
         how: round(statistics.mean(found), 2) if found else None for how, found in scores.items()

@@ -9,8 +9,8 @@ examined unchanged and after common kinds of processing. The recordings are prom
 asterisk-core-sounds (English, French, Spanish, Italian, Russian; five people); without apt these
 figures are omitted.
 
-`--words`: word error rates by Whisper base with and without the watermark. If `distillmos` is
-installed (`pip install distillmos==0.9.1`), its scores too.
+`--words`: word error rates by Whisper base with and without the watermark. distillmos and PESQ are
+measured too if they are installed (`naturalness.py`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 import soxr
 import torch
 from common import finish, heard, machine, percentile, ready_engine, say, table
+from naturalness import likeness, ratings
 
 from csm_tts_plugin.audio.detection import detect
 from csm_tts_plugin.audio.watermark import marked
@@ -186,26 +187,16 @@ def rates(kinds: dict[str, list[Sound]]) -> dict[str, dict[str, dict]]:
 
 
 def quality(plain: list[Sound], made: list[Sound]) -> dict:
-    """Scores of distillmos (1 to 5), and the level of the watermark in dB below the speech."""
+    """Scores of distillmos (1 to 5), PESQ, and the level of the watermark in dB below the
+    speech."""
     pairs = list(zip(plain, made, strict=True))
     below = [10 * np.log10(np.mean(a**2) / np.mean((a - b) ** 2)) for a, b in pairs]
     result = {"change_db": -round(float(percentile(below, 0.5)), 1)}
-    try:
-        import distillmos
-    except ImportError:
-        return result
-    model = distillmos.ConvTransformerSQAModel().eval()
-
-    def score(sound: Sound) -> float:
-        with torch.inference_mode():
-            wide = torch.from_numpy(soxr.resample(sound, SAMPLE_RATE, 16_000))[None]
-            return float(model(wide))
-
-    scores = np.array([[score(sound) for sound in pair] for pair in pairs])
-    return result | {
-        "distillmos_plain": round(float(scores[:, 0].mean()), 3),
-        "distillmos_marked": round(float(scores[:, 1].mean()), 3),
-    }
+    for name, sounds in (("plain", plain), ("marked", made)):
+        if found := ratings(sounds, SAMPLE_RATE):
+            result[f"distillmos_{name}"] = round(float(np.mean(found)), 3)
+    alike = [found for a, b in pairs if (found := likeness(a, b, SAMPLE_RATE)) is not None]
+    return result | ({"pesq": round(float(np.mean(alike)), 3)} if alike else {})
 
 
 def word_errors(texts: list[str], sounds: list[Sound]) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from .common import batch_random
 from .corpus import STOCK
-from .spec import AUDIO, AUDIO_END, BOS, CODEBOOKS, EOS, SPECIAL, VOCAB, WIDTH
+from .spec import AUDIO, AUDIO_END, BOS, CODEBOOKS, ENCODED, EOS, SPECIAL, VOCAB, WIDTH
 
 ROWS = 16
 """Sequences in a batch."""
@@ -23,7 +23,7 @@ SPEAKERS = ("0", "0", "0", "0", "1", "1", "2", "agent", "caller", "stock")
 
 @dataclass
 class Sequences:
-    """A padded batch. Tensors are (rows, length); `shown` and `codes` are (rows, length, 8)."""
+    """A padded batch. Tensors are (rows, length); `shown` and `codes` also have codebooks."""
 
     text: torch.Tensor
     """Token ids; AUDIO for frames, AUDIO_END for end frames."""
@@ -79,18 +79,19 @@ def share_hidden(random_: random.Random) -> float:
 
 
 def build(turns: list[dict], random_: random.Random, full: bool) -> dict[str, np.ndarray]:
-    """A sequence of turns; only turns of the stock voice count in the loss."""
+    """A sequence of turns. Only the stock voice in phonetic codes counts in the loss: this is what
+    the model speaks; codes of the encoder it only gets to hear."""
     speaker = random_.choice(SPEAKERS)
     ids, position, shown, codes, weight, start = [], [], [], [], [], 0
     for row in turns:
-        stock = row["voice"] == STOCK
-        share = share_hidden(random_) if stock else 0.0
+        learnt = row["voice"] == STOCK and bool((row["codes"][:, 0] >= ENCODED).all())
+        share = share_hidden(random_) if learnt else 0.0
         turn = build_turn(row, row["symbols"], speaker, random_, share, WIDTH if full else 6)
         ids += turn[0]
         position += [start + p for p in turn[1]]
         shown.append(turn[2])
         codes.append(turn[3])
-        weight += [float(stock and token in (AUDIO, AUDIO_END)) for token in turn[0]]
+        weight += [float(learnt and token in (AUDIO, AUDIO_END)) for token in turn[0]]
         start += turn[4]
     return {
         "text": np.array(ids),
@@ -130,7 +131,7 @@ class Corpus:
         own = random_.sample(self.stock, 2)
         if before == "other" and self.others:
             return [random_.choice(self.others), own[0]]
-        return own if before == "own" else own[:1]
+        return [_encoded(own[1], random_), own[0]] if before == "own" else own[:1]
 
     def batch(self, seed: int, step: int) -> Sequences:
         """The batch of a step, determined by seed, step and corpus."""
@@ -139,6 +140,11 @@ class Corpus:
         start = random_.randrange(len(pool) - ROWS + 1)
         full = random_.random() < 0.06
         return collate([build(turns, random_, full) for turns in pool[start : start + ROWS]])
+
+
+def _encoded(row: dict, random_: random.Random) -> dict:
+    """A turn of the context: with codes as spoken, or as the encoder hears a reference."""
+    return {**row, "codes": row["encoded"]} if random_.random() < 0.5 and "encoded" in row else row
 
 
 def _frames(turns: list[dict]) -> int:

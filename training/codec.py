@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchaudio
@@ -20,23 +21,25 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import MimiModel
 
-from . import corpus, crops
-from .common import Clock, arguments, codec_of, last_step, learning_rate, load, save
+from . import corpus, crops, encode, phonetic
+from .books import UNREACHABLE, books_of, follow, lighten
+from .common import Clock, arguments, batch_random, codec_of, last_step, learning_rate, load, save
 from .ear import Ear, trained
-from .spec import CODES, FRAME, SAMPLE_RATE, SYMBOLS, mimi_config
+from .spec import CODEBOOKS, ENCODED, FRAME, SAMPLE_RATE, SYMBOLS, mimi_config
 
-LEAD = 2
-"""First frames of a crop, which only warm the decoder up and have no loss."""
 FLOOR = 2e-2
 """Added to mel magnitudes before the logarithm; smaller magnitudes are inaudible."""
 HEARD = 4.0
 """Weight of the perceptual loss; with it both parts of the loss are about 1."""
+SAID = 1.5
+"""Weight of the cross-entropy of the phones that the ear finds in the decoded audio."""
+PHONE = 1.0
+"""Weight of the cross-entropy of the phone given codebook 0. What tells phones apart must be in
+codebook 0, because only that one can be predicted from text."""
+SHARES = (0.15, 0.25, 0.3, 0.3)
+"""Shares of the steps that decode the first codebook alone, the first two, and so on."""
 REFIT = 200
 """Steps between new fits of the phone reader to the codebooks, which move."""
-DECAY = 0.99
-"""Decay of the codebooks' running means."""
-UNREACHABLE = 1e3
-"""Entry 0 of codebook 0: code 0 means the end of speech and must never be chosen."""
 
 
 class MelLoss(nn.Module):
@@ -76,17 +79,9 @@ def random_weights(model: MimiModel) -> None:
             nn.init.zeros_(module.bias)
         if name.endswith("block.3.conv"):
             weight.data.mul_(0.5)
-    for quantizer in _books(model):
+    for quantizer in books_of(model):
         quantizer.embed_sum.normal_()
         quantizer.cluster_usage.fill_(1.0)
-
-
-def _books(model: MimiModel) -> list[nn.Module]:
-    parts = (
-        model.quantizer.semantic_residual_vector_quantizer,
-        model.quantizer.acoustic_residual_vector_quantizer,
-    )
-    return [layer.codebook for part in parts for layer in part.layers]
 
 
 class Trainee(nn.Module):
@@ -97,11 +92,21 @@ class Trainee(nn.Module):
         self.codec = codec
         self.reader = nn.Linear(codec.config.codebook_dim, len(SYMBOLS))
         self.mel = MelLoss()
+        first = codec.quantizer.semantic_residual_vector_quantizer.layers[0].codebook
+        self.spoken = nn.Parameter(first.embed[ENCODED:].clone())
+        """The phonetic entries of codebook 0."""
+        first._embed = None  # a checkpoint may be loaded over what the codebook has cached
 
     def forward(
-        self, audio: torch.Tensor, phones: torch.Tensor, learn_codes: bool, ear: Ear | None = None
+        self,
+        audio: torch.Tensor,
+        phones: torch.Tensor,
+        learn_codes: bool,
+        ear: Ear | None = None,
+        books: int = CODEBOOKS,
     ) -> dict[str, torch.Tensor]:
-        """Losses for audio (batch, 1, samples) and phone numbers per frame (batch, frames)."""
+        """Losses for audio (batch, 1, samples) and phone numbers per frame (batch, frames), decoded
+        from the first `books` codebooks."""
         # On a CPU bfloat16 is no faster, and the decoder's gradients grow without bound in it.
         half = self.training and audio.device.type == "cuda"
         with torch.set_grad_enabled(learn_codes and torch.is_grad_enabled()):
@@ -109,72 +114,72 @@ class Trainee(nn.Module):
                 latents = self.codec.encoder(audio).latents
             latents = latents.float()
             quantizer = self.codec.quantizer
-            first = self._quantize(
+            code, vectors, commitment = self._quantize(
                 quantizer.semantic_residual_vector_quantizer, latents, learn_codes
             )
             rest = self._quantize(
-                quantizer.acoustic_residual_vector_quantizer, latents, learn_codes
+                quantizer.acoustic_residual_vector_quantizer, latents, learn_codes, books - 1
             )
-            phone = F.cross_entropy(self.reader(first[1]).transpose(1, 2), phones)
+            phone = F.cross_entropy(self.reader(vectors).transpose(1, 2), phones)
+        code, commitment = code + rest[0], commitment + rest[2]
         with torch.autocast(audio.device.type, torch.bfloat16, enabled=half):
-            made = self.codec.decoder(first[0] + rest[0]).audio_values
-        near = self._compare(made.float()[..., : audio.shape[-1]], audio, ear)
-        commitment = first[2] + rest[2]
+            made = self.codec.decoder(code).audio_values
+        near = self._compare(made.float()[..., : audio.shape[-1]], audio, phones, ear)
         if learn_codes:
-            near["loss"] = near["loss"] + 0.25 * commitment + 0.3 * phone
+            near["loss"] = near["loss"] + 0.25 * commitment + PHONE * phone
         return {**near, "commitment": commitment, "phone": phone}
 
     def redecode(
-        self, codes: torch.Tensor, audio: torch.Tensor, ear: Ear | None = None
+        self,
+        codes: torch.Tensor,
+        audio: torch.Tensor,
+        phones: torch.Tensor,
+        lead: int,
+        ear: Ear | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Losses of decoded codes (batch, codebooks, frames) against their audio.
+        """Losses of decoded codes (batch, codebooks, frames) against their audio and phones, from
+        frame `lead` on."""
+        quantizer = self.codec.quantizer
+        first = quantizer.semantic_residual_vector_quantizer
+        table = torch.cat([first.layers[0].codebook.embed[:ENCODED].detach(), self.spoken])
+        vectors = first.output_proj(F.embedding(codes[:, 0], table).transpose(1, 2))
+        rest = quantizer.acoustic_residual_vector_quantizer.decode(codes[:, 1:])
+        made = self.codec.decoder(vectors + rest).audio_values
+        skip = lead * FRAME
+        made, audio = made.float()[..., skip : audio.shape[-1]], audio[..., skip:]
+        return self._compare(made, audio, phones[:, lead:], ear)
 
-        The first frames of a crop lack their past in the utterance and are left out.
-        """
-        made = self.codec.decoder(self.codec.quantizer.decode(codes)).audio_values
-        skip = LEAD * FRAME
-        return self._compare(made.float()[..., skip : audio.shape[-1]], audio[..., skip:], ear)
+    def keep(self) -> MimiModel:
+        """The codec with the phonetic entries as they are now."""
+        first = self.codec.quantizer.semantic_residual_vector_quantizer
+        phonetic.put(first.layers[0].codebook, self.spoken.detach())
+        return self.codec
 
     def _compare(
-        self, made: torch.Tensor, wanted: torch.Tensor, ear: Ear | None
+        self, made: torch.Tensor, wanted: torch.Tensor, phones: torch.Tensor, ear: Ear | None
     ) -> dict[str, torch.Tensor]:
         spectral = self.mel(made, wanted)
         if ear is None:
             return {"loss": spectral, "spectral": spectral}
-        heard = ear.distance(made, wanted)
-        return {"loss": spectral + HEARD * heard, "spectral": spectral, "heard": heard}
+        heard, said = ear.compare(made, wanted, phones)
+        loss = spectral + HEARD * heard + SAID * said
+        return {"loss": loss, "spectral": spectral, "heard": heard, "said": said}
 
     def _quantize(
-        self, part: nn.Module, latents: torch.Tensor, learn: bool
+        self, part: nn.Module, latents: torch.Tensor, learn: bool, books: int = CODEBOOKS
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x = part.input_proj(latents).transpose(1, 2)
         residual, total = x.detach(), torch.zeros_like(x)
-        for layer in part.layers:
+        for layer in part.layers[:books]:
             book = layer.codebook
             chosen = book.encode(residual)
             picked = F.embedding(chosen, book.embed)
             if learn and self.training:
-                _follow(book, chosen, residual)
+                follow(book, chosen, residual)
             residual, total = residual - picked, total + picked
         straight = x + (total - x).detach()
         size = x.detach().pow(2).mean().clamp_min(1e-3)
         return part.output_proj(straight.transpose(1, 2)), straight, F.mse_loss(x, total) / size
-
-
-@torch.no_grad()
-def lighten(codec: MimiModel) -> None:
-    """Scale the usage counts of a trained codec's codebooks to our batch size.
-
-    Counts from larger batches make the running means too slow for the encoder: the commitment loss
-    grew from 0.1 to 1 within 100 steps.
-    """
-    for number, book in enumerate(_books(codec)):
-        used = slice(0 if number else 1, None)
-        usage, embed = book.cluster_usage[used], book.embed[used].clone()
-        wanted = (usage / usage.mean()).clamp(0.2, 5) * crops.BATCH * crops.FRAMES / CODES
-        book.cluster_usage[used] = wanted
-        book.embed_sum[used] = embed * wanted[:, None]
-        book._embed = None
 
 
 def fit_reader(model: Trainee, rows: crops.Crops, start: int, batches: int = 40) -> float:
@@ -201,26 +206,6 @@ def fit_reader(model: Trainee, rows: crops.Crops, start: int, batches: int = 40)
     return float(loss.detach())
 
 
-@torch.no_grad()
-def _follow(book: nn.Module, chosen: torch.Tensor, vectors: torch.Tensor) -> None:
-    """Move codebook entries to the running mean of their vectors; replace idle entries."""
-    barred = bool(book.embed[0].abs().max() > UNREACHABLE / 2)
-    flat, chosen = vectors.reshape(-1, vectors.shape[-1]), chosen.reshape(-1)
-    hits = torch.zeros_like(book.cluster_usage).index_add_(0, chosen, torch.ones_like(flat[:, 0]))
-    sums = torch.zeros_like(book.embed_sum).index_add_(0, chosen, flat)
-    book.cluster_usage.mul_(DECAY).add_(hits, alpha=1 - DECAY)
-    book.embed_sum.mul_(DECAY).add_(sums, alpha=1 - DECAY)
-    share = len(flat) / len(hits)
-    idle = (book.cluster_usage < 0.05 * share).nonzero()[:, 0]
-    if len(idle):
-        pick = torch.arange(len(idle), device=idle.device) * 7919 % len(flat)
-        book.embed_sum[idle] = flat[pick] * share * 0.5
-        book.cluster_usage[idle] = share * 0.5
-    if barred:
-        book.embed_sum[0], book.cluster_usage[0] = UNREACHABLE, 1.0
-    book._embed = None
-
-
 def start(path: Path | None) -> MimiModel:
     """The codec to train: from a folder of a codec or of a whole model, or a new one."""
     if path:
@@ -230,7 +215,17 @@ def start(path: Path | None) -> MimiModel:
         random_weights(model)
     first = model.quantizer.semantic_residual_vector_quantizer.layers[0].codebook
     first.embed_sum[0], first.cluster_usage[0] = UNREACHABLE, 1.0
+    for book in books_of(model):
+        phonetic.put(book, torch.full_like(book.embed_sum[ENCODED:], UNREACHABLE))
     return model
+
+
+def place_phonetic(codec: MimiModel, rows: list[dict[str, Any]]) -> None:
+    """Give the phonetic codes entries near those that the encoder chooses for the same phones."""
+    first = codec.quantizer.semantic_residual_vector_quantizer.layers[0].codebook
+    coded = [(row["encoded"][:, 0], row["frames"]) for row in rows if "encoded" in row]
+    mean = first.embed[1:ENCODED].mean(0)
+    phonetic.place(codec, phonetic.means(first.embed, coded, mean))
 
 
 def evaluate(
@@ -241,7 +236,10 @@ def evaluate(
     totals: dict[str, float] = {}
     with torch.no_grad():
         for step in range(8):
-            parts = model(*rows.batch(0, -1 - step, device), False, ear)
+            if "codes" in rows.stock[0]:
+                parts = model.redecode(*rows.coded_batch(0, -1 - step, device), ear)
+            else:
+                parts = model(*rows.batch(0, -1 - step, device), False, ear)
             for key, value in parts.items():
                 totals[key] = totals.get(key, 0.0) + value.item() / 8
     model.train()
@@ -256,7 +254,8 @@ def _layer(name: str) -> float:
 
 def optimizer_of(model: Trainee, rate: float) -> torch.optim.AdamW:
     """AdamW; the encoder's rate is a third of the decoder's, so that the codebooks can follow."""
-    shares = {1.0: [*model.codec.decoder.parameters(), *model.reader.parameters()]}
+    fast_parts = (model.codec.decoder, model.reader)
+    shares = {1.0: [model.spoken, *(p for part in fast_parts for p in part.parameters())]}
     fast = set(map(id, shares[1.0]))
     shares[1 / 3] = [p for p in model.parameters() if id(p) not in fast]
     groups = [
@@ -267,12 +266,16 @@ def optimizer_of(model: Trainee, rate: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, rate, betas=(0.8, 0.99), weight_decay=0.0)
 
 
-def _trainee(args: argparse.Namespace) -> Trainee:
+def _trainee(args: argparse.Namespace, rows: crops.Crops) -> Trainee:
     """The codec to continue with; gradients are on only for the weights to train."""
-    model = Trainee(start(args.start)).to(args.device).train()
+    codec = start(args.start)
+    if args.freeze and not phonetic.placed(codec):
+        place_phonetic(codec, rows.stock)
+    model = Trainee(codec).to(args.device).train()
     if args.freeze:
         model.requires_grad_(False)
         model.codec.decoder.requires_grad_(True)
+        model.spoken.requires_grad_(True)
     for name, weight in model.codec.encoder.named_parameters():
         if _layer(name) < args.encoder_from:
             weight.requires_grad_(False)
@@ -281,7 +284,11 @@ def _trainee(args: argparse.Namespace) -> Trainee:
 
 def _rows(args: argparse.Namespace) -> crops.Crops:
     if args.freeze:
-        coded = [row for kind in args.codes for row in crops.coded_rows(args.work, kind)]
+        coded = [
+            row
+            for kind in args.codes
+            for row in crops.coded_rows(args.work, kind, corpus.present(args.work, kind))
+        ]
         return crops.Crops(coded, args.stock_share)
     return crops.Crops(corpus.load(args.work, corpus.present(args.work)), args.stock_share)
 
@@ -293,15 +300,21 @@ def _losses(
         return model.redecode(*rows.coded_batch(args.seed, step, args.device), ear)
     if step % REFIT == 0 and (step or args.start):
         print(f"reader fitted: {fit_reader(model, rows, step):.3f}", flush=True)
-    return model(*rows.batch(args.seed, step, args.device), True, ear)
+    books = batch_random(args.seed, -1 - step).choices(range(1, CODEBOOKS + 1), SHARES)[0]
+    return model(*rows.batch(args.seed, step, args.device), True, ear, books)
 
 
 def train(args: argparse.Namespace) -> None:
     """Run until the end of the schedule, or until `--until` or `--minutes`."""
     torch.manual_seed(args.seed)
-    model, rows = _trainee(args), _rows(args)
+    rows = _rows(args)
+    model = _trainee(args, rows)
     ear = trained(args.ear).to(args.device) if args.ear else None
-    held = crops.Crops(corpus.load(args.work, [corpus.HELD]))
+    held = crops.Crops(
+        crops.coded_rows(args.work, encode.CODES, [corpus.HELD])
+        if args.freeze
+        else corpus.load(args.work, [corpus.HELD])
+    )
     learn = [p for p in model.parameters() if p.requires_grad]
     optimizer = optimizer_of(model, args.rate)
     path = args.work / args.name
@@ -325,9 +338,9 @@ def train(args: argparse.Namespace) -> None:
             report(step, evaluate(model, held, args.device, ear))
         if clock.due(120):
             save(path, step, model, optimizer)
-            model.codec.save_pretrained(args.work / "codec")
+            model.keep().save_pretrained(args.work / "codec")
     save(path, step, model, optimizer)
-    model.codec.save_pretrained(args.work / "codec")
+    model.keep().save_pretrained(args.work / "codec")
     report(step, evaluate(model, held, args.device, ear))
 
 

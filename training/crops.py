@@ -13,7 +13,18 @@ from . import corpus, encode
 from .common import batch_random
 from .spec import FRAME
 
-BATCH, FRAMES = 6, 12
+BATCH, FRAMES = 4, 20
+LEAD = 2
+"""First frames of a crop of codes, which have no loss: their past in the utterance is missing."""
+ONSET_SHARE = 0.2
+"""Share of the batches of codes that begin where utterances begin, without a lead. Without them the
+decoder does not learn first sounds: 0.73 of the first frames were told, of later ones 0.92."""
+RARE_SHARE = 0.25
+"""Share of crops with a symbol of which all kinds are equally likely. Without it the codec loses
+rare sounds: the diphthong of `voice` is 0.08 % of the frames."""
+ENCODED_SHARE = 0.15
+"""Share of crops of encoded speech that keep the encoder's codebook 0, so that a recording still
+passes through the codec; the others get phonetic codes."""
 STOCK_SHARE = 0.8
 """Share of crops with the stock voice, if there are other voices."""
 
@@ -26,26 +37,57 @@ class Crops:
         self.stock = [row for row in long if row["voice"] == corpus.STOCK]
         self.others = [row for row in long if row["voice"] != corpus.STOCK]
         self.share = share
+        self.places: dict[str, list[tuple[int, int]]] = {}
+        for number, row in enumerate(self.stock):
+            for place, symbol in enumerate(row["frames"]):
+                self.places.setdefault(symbol, []).append((number, place))
+        self.symbols = sorted(self.places)
 
-    def _draw(self, seed: int, step: int) -> Iterator[tuple[dict[str, Any], slice]]:
+    def _draw(
+        self, seed: int, step: int, onset: bool = False
+    ) -> Iterator[tuple[dict[str, Any], slice]]:
         random_ = batch_random(seed, step)
         for _ in range(BATCH):
             stock = random_.random() < self.share
-            row = random_.choice((self.stock if stock else self.others) or self.stock)
-            start = random_.randint(0, len(row["frames"]) - FRAMES)
+            if stock and self.symbols and random_.random() < RARE_SHARE:
+                number, place = random_.choice(self.places[random_.choice(self.symbols)])
+                row = self.stock[number]
+                start = place - random_.randint(2, FRAMES - 2)
+                start = min(max(start, 0), len(row["frames"]) - FRAMES)
+            else:
+                row = random_.choice((self.stock if stock else self.others) or self.stock)
+                start = random_.randint(0, len(row["frames"]) - FRAMES)
+            start = 0 if onset else start
             yield row, slice(start, start + FRAMES)
 
     def batch(self, seed: int, step: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Audio (batch, 1, samples) and symbol numbers (batch, frames) of crops."""
         drawn = list(self._draw(seed, step))
-        phones = [[ord(c) - 0x20 for c in row["frames"][part]] for row, part in drawn]
-        return _sound(drawn).to(device), torch.tensor(phones, device=device)
+        return _sound(drawn).to(device), _symbols(drawn).to(device)
 
-    def coded_batch(self, seed: int, step: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes (batch, codebooks, frames) and audio (batch, 1, samples) of crops."""
-        drawn = list(self._draw(seed, step))
-        codes = np.stack([row["codes"][part].T for row, part in drawn]).astype(np.int64)
-        return torch.from_numpy(codes).to(device), _sound(drawn).to(device)
+    def coded_batch(
+        self, seed: int, step: int, device: str
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        """Codes (batch, codebooks, frames), audio (batch, 1, samples) and symbol numbers (batch,
+        frames) of crops, a share of them with codebook 0 of the encoder; and the number of first
+        frames to leave out of the loss."""
+        lots = batch_random(seed, -1 - step)
+        onset = lots.random() < ONSET_SHARE
+        drawn = list(self._draw(seed, step, onset))
+        codes = np.stack(
+            [
+                row["encoded" if "encoded" in row and lots.random() < ENCODED_SHARE else "codes"][
+                    part
+                ].T
+                for row, part in drawn
+            ]
+        )
+        codes = torch.from_numpy(codes.astype(np.int64)).to(device)
+        return codes, _sound(drawn).to(device), _symbols(drawn).to(device), 0 if onset else LEAD
+
+
+def _symbols(drawn: list[tuple[dict[str, Any], slice]]) -> torch.Tensor:
+    return torch.tensor([[ord(c) - 0x20 for c in row["frames"][part]] for row, part in drawn])
 
 
 def _sound(drawn: list[tuple[dict[str, Any], slice]]) -> torch.Tensor:
@@ -53,12 +95,11 @@ def _sound(drawn: list[tuple[dict[str, Any], slice]]) -> torch.Tensor:
     return torch.from_numpy(np.stack(cut).astype(np.float32) / 32768)[:, None]
 
 
-def coded_rows(work: Path, kind: str = "codes") -> list[dict[str, Any]]:
-    """Utterances with their audio and the codes in folder `kind` of `work`, without held-out
-    ones."""
+def coded_rows(work: Path, kind: str, shards: list[int]) -> list[dict[str, Any]]:
+    """Utterances of shards with their audio and the codes in folder `kind` of `work`."""
     rows = []
-    for number in corpus.present(work, kind):
+    for number in shards:
         codes = encode.load(work, [number], kind)
         audio = corpus.load(work, [number])
-        rows += [{**a, "codes": c["codes"]} for a, c in zip(audio, codes, strict=True)]
+        rows += [{**c, "audio": a["audio"]} for a, c in zip(audio, codes, strict=True)]
     return rows

@@ -53,17 +53,19 @@ class Ear(nn.Module):
             heard.append(state)
         return self.head(state), heard
 
-    def distance(self, made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Perceptual distance: 0 for equal audio, about 1 for unrelated audio.
+    def compare(
+        self, made: torch.Tensor, wanted: torch.Tensor, symbols: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Perceptual distance of audio, and the cross-entropy of the symbols heard in `made`.
 
-        The mean difference of the layers' activations, each relative to its mean size. Needs no
-        symbols.
+        The distance is the mean difference of the layers' activations, each relative to its mean
+        size: 0 for equal audio, about 1 for unrelated audio. symbols: numbers (batch, frames).
         """
         with torch.no_grad():
             _, truth = self(wanted)
-        _, heard = self(made)
+        logits, heard = self(made)
         parts = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(heard, truth, strict=True)]
-        return torch.stack(parts).mean()
+        return torch.stack(parts).mean(), F.cross_entropy(logits, symbols)
 
 
 def trained(path: Path) -> Ear:

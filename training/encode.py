@@ -15,10 +15,12 @@ import numpy.typing as npt
 import torch
 from transformers import MimiModel
 
-from . import corpus
+from . import corpus, phonetic
 from .common import codec_of
 from .spec import CODEBOOKS
 
+CODES = "codes"
+"""The folder of the encoder's codes."""
 Codes = npt.NDArray[np.int16]
 
 
@@ -33,11 +35,11 @@ def encode(codec: MimiModel, rows: list[dict[str, Any]], device: str) -> list[Co
     return codes
 
 
-def load(work: Path, shards: list[int], kind: str = "codes") -> list[dict[str, Any]]:
+def load(work: Path, shards: list[int], kind: str = CODES) -> list[dict[str, Any]]:
     """Encoded utterances of the existing shards among `shards`.
 
-    Each has text, symbols, frames, voice, group, shard and codes (frames, codebooks). `kind` is
-    their folder in `work`.
+    Each has text, symbols, frames, voice, group, shard and codes (frames, codebooks); those of the
+    stock voice as in `spoken`. `kind` is their folder in `work`.
     """
     rows = []
     for number in shards:
@@ -47,12 +49,24 @@ def load(work: Path, shards: list[int], kind: str = "codes") -> list[dict[str, A
         with np.load(path) as data:
             columns = {key: data[key] for key in data.files}
         ends = np.cumsum([len(s) for s in columns["frames"]])
-        codes = np.split(columns.pop("codes"), ends[:-1])
+        codes = np.split(columns.pop("codes")[:, :CODEBOOKS], ends[:-1])
         columns = {key: values.tolist() for key, values in columns.items()}
         for index, code in enumerate(codes):
             row = {key: values[index] for key, values in columns.items()}
-            rows.append({**row, "group": (number, row["group"]), "shard": number, "codes": code})
+            row = {**row, "group": (number, row["group"]), "shard": number, "codes": code}
+            of_encoder = kind == CODES and row["voice"] == corpus.STOCK
+            rows.append(spoken(row) if of_encoder else row)
     return rows
+
+
+def spoken(row: dict[str, Any]) -> dict[str, Any]:
+    """An utterance of the stock voice as the language model speaks it: with phonetic codes.
+
+    The codes that the encoder chose stay in `encoded`.
+    """
+    codes = row["codes"].copy()
+    codes[:, 0] = phonetic.codes_of(row["frames"])
+    return {**row, "codes": codes, "encoded": row["codes"]}
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ import torch
 from transformers import AutoProcessor, CsmForConditionalGeneration
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
+from benchmarks.naturalness import ratings
 from benchmarks.similarity import measuring
 
 from . import corpus
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=100, help="held-out replies to speak")
     parser.add_argument("--codec", type=int, default=0, help="recordings of each kind (gate a)")
     parser.add_argument("--reference", action="store_true", help="speak after the stock voice")
+    parser.add_argument("--naturalness", action="store_true", help="rate the replies (gate g)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--greedy", action="store_true")
     parser.add_argument("--temperature", type=float)
@@ -223,7 +225,9 @@ def reply_gate(
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)
             soundfile.write(args.out / f"{number:03d}.wav", sounds[number], SAMPLE_RATE)
+    natural = ratings(sounds, SAMPLE_RATE) if args.naturalness else None
     return {
+        **({"replies: naturalness by distillmos": float(np.mean(natural))} if natural else {}),
         "replies: word error rate": rates.words,
         "replies: character error rate": rates.characters,
         "replies: word error rate, contractions written out": rates.written_out,

@@ -23,8 +23,10 @@ from transformers import (
 SAMPLE_RATE = 24_000
 FRAME = 1920
 """Samples in a frame: 80 ms."""
-CODEBOOKS = 8
-CODES = 512
+CODEBOOKS = 4
+CODES = 1024
+ENCODED = 512
+"""The encoder chooses codes below this one. Those from it on are phonetic: see `phonetic.py`."""
 VOCAB = CODES + 3
 """Codec codes, two spare ids, and the padding id."""
 END = 0
@@ -92,7 +94,7 @@ GENERATION = {
 
 
 def mimi_config() -> MimiConfig:
-    """The codec: 24 kHz, 12.5 frames a second, 8 codebooks of 512."""
+    """The codec: 24 kHz, 12.5 frames a second, 4 codebooks of 1,024."""
     return MimiConfig(**MIMI)
 
 

@@ -15,6 +15,7 @@ from training import (
     corpus,
     crops,
     curves,
+    encode,
     evaluate,
     frontend,
     lm,
@@ -24,11 +25,11 @@ from training import (
     teacher,
     texts,
 )
-from training.spec import AUDIO, AUDIO_END, CODEBOOKS, CODES, EOS, FRAME, WIDTH
+from training.spec import AUDIO, AUDIO_END, CODEBOOKS, ENCODED, EOS, FRAME, WIDTH
 
 
 def utterance(frames: int, seed: int = 0) -> dict:
-    codes = np.random.default_rng(seed).integers(1, CODES, (frames, CODEBOOKS)).astype(np.int16)
+    codes = np.random.default_rng(seed).integers(1, ENCODED, (frames, CODEBOOKS)).astype(np.int16)
     symbols = "".join(random.Random(seed).choices("ptkxA1", k=frames))
     return {"symbols": symbols, "frames": symbols, "codes": codes, "voice": corpus.STOCK,
             "group": (1, seed)}  # fmt: skip
@@ -224,9 +225,11 @@ def test_a_checkpoint_of_the_language_model_is_below_60_mb(tmp_path: Path):
     assert (tmp_path / "lm.safetensors").stat().st_size < 60_000_000
 
 
-def test_only_the_stock_voice_is_learnt_whoever_spoke_before():
-    other = {**utterance(10, 1), "voice": "{}"}
-    own = utterance(20, 2)
+@pytest.mark.parametrize(
+    "other", [{**utterance(10, 1), "voice": "{}"}, utterance(10, 1)], ids=["a person", "reference"]
+)
+def test_only_what_the_model_speaks_is_learnt_whoever_spoke_before(other):
+    own = encode.spoken(utterance(20, 2))
     built = batches.build([other, own], random.Random(1), full=False)
     frames = built["text"] == AUDIO
     assert frames.sum() == 30
@@ -256,6 +259,34 @@ def test_crops_are_cut_between_frames_with_the_symbols_that_they_speak():
     starts = (audio[:, 0, 0] * 32768).round().long().tolist()
     for row, start in enumerate(starts):
         assert [chr(n + 0x20) for n in numbers[row]] == list(symbols[start : start + crops.FRAMES])
+
+
+def test_rare_sounds_are_trained_on_more_often_than_they_occur():
+    sound = np.zeros(400 * FRAME, np.int16)
+    symbols = "".join(random.Random(2).choices("pt", k=399)) + "9"
+    source = crops.Crops([{"voice": corpus.STOCK, "frames": symbols, "audio": sound}], share=1.0)
+    numbers = torch.cat([source.batch(1, step, "cpu")[1] for step in range(50)])
+    rare = (numbers == ord("9") - 0x20).any(1).float().mean()
+    assert rare > crops.RARE_SHARE / 3 / 2
+
+
+def test_crops_of_codes_are_phonetic_but_for_a_share():
+    row = {**utterance(40), "audio": np.zeros(40 * FRAME, np.int16)}
+    row = encode.spoken(row)
+    source = crops.Crops([row], share=1.0)
+    codes = torch.cat([source.coded_batch(1, step, "cpu")[0] for step in range(100)])
+    of_encoder = codes[:, 0] < ENCODED
+    assert (of_encoder.all(1) | ~of_encoder.any(1)).all()
+    assert 0.5 < of_encoder.all(1).float().mean() / crops.ENCODED_SHARE < 1.5
+
+
+def test_a_turn_before_is_as_spoken_or_as_a_reference_is_heard():
+    rows = [encode.spoken(utterance(8, n)) for n in range(20)]
+    source = batches.Corpus(rows, (0.0, 1.0, 0.0))
+    drawn = [source.draw(random.Random(n)) for n in range(400)]
+    assert all((last["codes"][:, 0] >= ENCODED).all() for _, last in drawn)
+    as_heard = sum((first["codes"][:, 0] < ENCODED).all() for first, _ in drawn)
+    assert 150 < as_heard < 250
 
 
 def test_symbols_that_a_model_has_never_seen_begin_as_their_likes():
