@@ -61,6 +61,7 @@ CONDITIONS = (
     Condition("stock voice, 3 turns of a caller", 0.0, caller=3),
     Condition("reference of 7 s, 3 own turns", 7.0, own=3),
     Condition("whole call: reference, 4 own, 4 of the caller", 7.0, own=4, caller=4),
+    Condition("tenth turn: reference, 9 own, 9 of the caller", 7.0, own=9, caller=9),
 )
 
 
