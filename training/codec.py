@@ -23,9 +23,9 @@ from transformers import MimiModel
 
 from . import corpus, crops, encode, phonetic
 from .books import UNREACHABLE, books_of, follow, lighten
-from .common import Clock, arguments, batch_random, codec_of, last_step, learning_rate, load, save
+from .common import Clock, arguments, codec_of, last_step, learning_rate, load, save
 from .ear import Ear, trained
-from .spec import CODEBOOKS, ENCODED, FRAME, SAMPLE_RATE, SYMBOLS, mimi_config
+from .spec import ENCODED, FRAME, SAMPLE_RATE, SYMBOLS, mimi_config
 
 FLOOR = 2e-2
 """Added to mel magnitudes before the logarithm; smaller magnitudes are inaudible."""
@@ -33,11 +33,6 @@ HEARD = 4.0
 """Weight of the perceptual loss; with it both parts of the loss are about 1."""
 SAID = 1.5
 """Weight of the cross-entropy of the phones that the ear finds in the decoded audio."""
-PHONE = 1.0
-"""Weight of the cross-entropy of the phone given codebook 0. What tells phones apart must be in
-codebook 0, because only that one can be predicted from text."""
-SHARES = (0.15, 0.25, 0.3, 0.3)
-"""Shares of the steps that decode the first codebook alone, the first two, and so on."""
 REFIT = 200
 """Steps between new fits of the phone reader to the codebooks, which move."""
 
@@ -103,10 +98,8 @@ class Trainee(nn.Module):
         phones: torch.Tensor,
         learn_codes: bool,
         ear: Ear | None = None,
-        books: int = CODEBOOKS,
     ) -> dict[str, torch.Tensor]:
-        """Losses for audio (batch, 1, samples) and phone numbers per frame (batch, frames), decoded
-        from the first `books` codebooks."""
+        """Losses for audio (batch, 1, samples) and phone numbers per frame (batch, frames)."""
         # On a CPU bfloat16 is no faster, and the decoder's gradients grow without bound in it.
         half = self.training and audio.device.type == "cuda"
         with torch.set_grad_enabled(learn_codes and torch.is_grad_enabled()):
@@ -118,7 +111,7 @@ class Trainee(nn.Module):
                 quantizer.semantic_residual_vector_quantizer, latents, learn_codes
             )
             rest = self._quantize(
-                quantizer.acoustic_residual_vector_quantizer, latents, learn_codes, books - 1
+                quantizer.acoustic_residual_vector_quantizer, latents, learn_codes
             )
             phone = F.cross_entropy(self.reader(vectors).transpose(1, 2), phones)
         code, commitment = code + rest[0], commitment + rest[2]
@@ -126,7 +119,7 @@ class Trainee(nn.Module):
             made = self.codec.decoder(code).audio_values
         near = self._compare(made.float()[..., : audio.shape[-1]], audio, phones, ear)
         if learn_codes:
-            near["loss"] = near["loss"] + 0.25 * commitment + PHONE * phone
+            near["loss"] = near["loss"] + 0.25 * commitment + 0.3 * phone
         return {**near, "commitment": commitment, "phone": phone}
 
     def redecode(
@@ -166,11 +159,11 @@ class Trainee(nn.Module):
         return {"loss": loss, "spectral": spectral, "heard": heard, "said": said}
 
     def _quantize(
-        self, part: nn.Module, latents: torch.Tensor, learn: bool, books: int = CODEBOOKS
+        self, part: nn.Module, latents: torch.Tensor, learn: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x = part.input_proj(latents).transpose(1, 2)
         residual, total = x.detach(), torch.zeros_like(x)
-        for layer in part.layers[:books]:
+        for layer in part.layers:
             book = layer.codebook
             chosen = book.encode(residual)
             picked = F.embedding(chosen, book.embed)
@@ -300,8 +293,7 @@ def _losses(
         return model.redecode(*rows.coded_batch(args.seed, step, args.device), ear)
     if step % REFIT == 0 and (step or args.start):
         print(f"reader fitted: {fit_reader(model, rows, step):.3f}", flush=True)
-    books = batch_random(args.seed, -1 - step).choices(range(1, CODEBOOKS + 1), SHARES)[0]
-    return model(*rows.batch(args.seed, step, args.device), True, ear, books)
+    return model(*rows.batch(args.seed, step, args.device), True, ear)
 
 
 def train(args: argparse.Namespace) -> None:
