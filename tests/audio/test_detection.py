@@ -57,7 +57,10 @@ def test_each_second_is_told():
 
 def test_a_single_second_that_looks_marked_is_not_enough():
     assert not Detection(0.1, (0.0, 0.97, 0.0, 0.1)).marked
-    assert not Detection(0.65, (0.65, 0.65)).marked, "made speech after Opus, without a mark"
+    assert not Detection(0.45, (0.45, 0.45)).marked, "made speech played faster, without a mark"
+    assert Detection(0.55, (0.55, 0.55)).marked, "a short reply after Opus at 16 kbit/s"
+    assert not Detection(0.62, (0.62,)).marked, "one second of a person's speech"
+    assert not Detection(0.62, (None, 0.62)).marked, "the same after silence"
     assert Detection(0.1, (0.0, 0.9, None, 0.9, 0.9, 0.0)).marked
 
 
