@@ -26,7 +26,9 @@ from benchmarks.naturalness import ratings
 from benchmarks.similarity import measuring
 
 from . import corpus
+from .phonetic import codes_of
 from .spec import END, SAMPLE_RATE
+from .teacher import Teacher
 
 REPLIES = Path(__file__).parent.parent / "benchmarks" / "replies.txt"
 """Written by SmolLM2. Training does not see them: `corpus.KEPT` sentences are held out."""
@@ -146,6 +148,34 @@ def codec_gate(
     return figures
 
 
+def teacher_gate(
+    codec: Any, listener: Listener, work: Path, replies: list[str]
+) -> dict[str, float]:
+    """Word error rates of replies as the teacher speaks them, through the codec: with all codes of
+    the encoder, and with phonetic codes in codebook 0."""
+    teacher = Teacher(work)
+    originals, encoded, phonetic = [], [], []
+    for number, text in enumerate(replies):
+        spoken = corpus.speak(teacher, text, corpus.STOCK_SPEAKER, np.random.default_rng(number))
+        if spoken is None:
+            raise SystemExit(f"the teacher could not speak: {text}")
+        symbols, sound = spoken[0], np.asarray(spoken[1], np.float32)
+        with torch.inference_mode():
+            codes = codec.encode(torch.from_numpy(sound)[None, None]).audio_codes
+            codes = codes[..., : len(symbols)].clone()
+            encoded.append(codec.decode(codes).audio_values[0, 0].numpy())
+            codes[0, 0] = torch.from_numpy(codes_of(symbols).astype(np.int64))
+            phonetic.append(codec.decode(codes).audio_values[0, 0].numpy())
+        originals.append(sound)
+    named = {"originals": originals, "the encoder's codes": encoded, "phonetic codes": phonetic}
+    return {
+        f"codec, the teacher's replies, {name}: word error rate": listener.rates(
+            replies, sounds
+        ).words
+        for name, sounds in named.items()
+    }
+
+
 def held_recordings(work: Path, count: int) -> dict[str, list[tuple[str, np.ndarray]]]:
     """Sentences of `texts.txt` in the held-out shards, and set-up's recordings of people."""
     kinds = {"stock voice": corpus.HELD, "made-up speakers": corpus.VOICES}
@@ -174,6 +204,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     parser.add_argument("--sentences", type=int, default=100, help="held-out replies to speak")
     parser.add_argument("--codec", type=int, default=0, help="recordings of each kind (gate a)")
+    parser.add_argument("--teacher", type=int, default=0, help="replies of the teacher (gate a)")
     parser.add_argument("--reference", action="store_true", help="speak after the stock voice")
     parser.add_argument("--naturalness", action="store_true", help="rate the replies (gate g)")
     parser.add_argument("--threads", type=int, default=1)
@@ -190,6 +221,9 @@ def main() -> None:
     if args.codec:
         held = held_recordings(args.work, args.codec)
         figures |= codec_gate(model.codec_model, listener, held)
+    if args.teacher:
+        some = REPLIES.read_text(encoding="utf-8").splitlines()[: args.teacher]
+        figures |= teacher_gate(model.codec_model, listener, args.work, some)
     before = []
     if args.reference:
         sound, _ = soundfile.read(args.model / "stock.wav", dtype="float32")
