@@ -108,15 +108,15 @@ async def measure(kinds: dict[str, list[np.ndarray]]) -> list[dict]:
         shift, margin = onset(sound) - onset(sent), int(MARGIN_S * SAMPLE_RATE)
         cut = [sound[max(0, a + shift - margin) : b + shift + margin] for a, b in places]
         found = [detect(np.ascontiguousarray(one)) for one in cut]
-        whole_ = [one.whole for one in found]
+        confidences = [one.whole for one in found]
         result.append(
             {
                 "speech": kind,
                 "kbit/s": bits // 1000,
                 "marked": round(float(np.mean([one.marked for one in found])), 4),
-                "mean": round(float(np.mean(whole_)), 3),
-                "lowest": round(min(whole_), 3),
-                "highest": round(max(whole_), 3),
+                "mean": round(float(np.mean(confidences)), 3),
+                "lowest": round(min(confidences), 3),
+                "highest": round(max(confidences), 3),
             }
         )
     return result

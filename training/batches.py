@@ -131,7 +131,7 @@ class Corpus:
         own = random_.sample(self.stock, 2)
         if before == "other" and self.others:
             return [random_.choice(self.others), own[0]]
-        return [_encoded(own[1], random_), own[0]] if before == "own" else own[:1]
+        return [_as_context(own[1], random_), own[0]] if before == "own" else own[:1]
 
     def batch(self, seed: int, step: int) -> Sequences:
         """The batch of a step, determined by seed, step and corpus."""
@@ -142,7 +142,7 @@ class Corpus:
         return collate([build(turns, random_, full) for turns in pool[start : start + ROWS]])
 
 
-def _encoded(row: dict, random_: random.Random) -> dict:
+def _as_context(row: dict, random_: random.Random) -> dict:
     """A turn of the context: with codes as spoken, or as the encoder hears a reference."""
     return {**row, "codes": row["encoded"]} if random_.random() < 0.5 and "encoded" in row else row
 

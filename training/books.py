@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import MimiModel
 
-from . import crops
+from . import crops, phonetic
 from .spec import ENCODED
 
 DECAY = 0.99
@@ -21,6 +21,12 @@ def books_of(model: MimiModel) -> list[nn.Module]:
         model.quantizer.acoustic_residual_vector_quantizer,
     )
     return [layer.codebook for part in parts for layer in part.layers]
+
+
+def displace(codec: MimiModel) -> None:
+    """Put the phonetic entries out of the encoder's reach, until `phonetic.place`."""
+    for book in books_of(codec):
+        phonetic.put(book, torch.full_like(book.embed_sum[ENCODED:], UNREACHABLE))
 
 
 @torch.no_grad()

@@ -4,9 +4,11 @@ Loss: log-mel distances at three resolutions, the commitment loss, and the cross
 phone, which a linear layer predicts from codebook 0. The corpus has one symbol per codec frame, so
 the phone loss needs no aligner. It makes codebook 0 phonetic, as distillation from a speech model
 does for Mimi's semantic codebook.
-`--freeze` trains the decoder alone, on codes of `encode.py`; the codes stay valid, and so do models
-trained on them. `--codes drawn` uses codes that the language model sampled (`drawn.py`).
-`--ear` adds a perceptual loss: the distance in features of a phone classifier (`ear.py`).
+`--freeze` trains the decoder and the phonetic entries of codebook 0 (`phonetic.py`) alone, on codes
+of `encode.py`; the codes stay valid, and so do models trained on them. `--codes drawn` uses codes
+that the language model sampled (`drawn.py`).
+`--ear` adds a perceptual loss: the distance in features of a phone classifier (`ear.py`), and the
+phones that it finds.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch.nn import functional as F
 from transformers import MimiModel
 
 from . import corpus, crops, encode, phonetic
-from .books import UNREACHABLE, books_of, follow, lighten
+from .books import UNREACHABLE, books_of, displace, follow, lighten
 from .common import Clock, arguments, codec_of, last_step, learning_rate, load, save
 from .ear import Ear, trained
 from .spec import ENCODED, FRAME, SAMPLE_RATE, SYMBOLS, mimi_config
@@ -208,8 +210,6 @@ def start(path: Path | None) -> MimiModel:
         random_weights(model)
     first = model.quantizer.semantic_residual_vector_quantizer.layers[0].codebook
     first.embed_sum[0], first.cluster_usage[0] = UNREACHABLE, 1.0
-    for book in books_of(model):
-        phonetic.put(book, torch.full_like(book.embed_sum[ENCODED:], UNREACHABLE))
     return model
 
 
@@ -264,6 +264,8 @@ def _trainee(args: argparse.Namespace, rows: crops.Crops) -> Trainee:
     codec = start(args.start)
     if args.freeze and not phonetic.placed(codec):
         place_phonetic(codec, rows.stock)
+    if not args.freeze:
+        displace(codec)  # encoder and projections move, so the entries must be placed again
     model = Trainee(codec).to(args.device).train()
     if args.freeze:
         model.requires_grad_(False)
@@ -303,7 +305,7 @@ def train(args: argparse.Namespace) -> None:
     model = _trainee(args, rows)
     ear = trained(args.ear).to(args.device) if args.ear else None
     held = crops.Crops(
-        crops.coded_rows(args.work, encode.CODES, [corpus.HELD])
+        crops.coded_rows(args.work, encode.OWN, [corpus.HELD])
         if args.freeze
         else corpus.load(args.work, [corpus.HELD])
     )

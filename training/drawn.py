@@ -6,9 +6,9 @@ aligned, so the codes sampled for a text match its recording frame by frame. Wri
 `drawn/shard-00000.npz` under --work in the format of `codes/`; `codec.py --freeze --codes drawn`
 reads them.
 
-In the first pass the history is the encoder's codes, in later passes the codes of the pass before.
-With as many passes as frames the result equals free generation. A few passes approximate it, and a
-pass is one forward run over the whole utterance instead of one for each frame.
+In the first pass the history is the corpus' own codes, in later passes the codes of the pass
+before. With as many passes as frames the result equals free generation. A few passes approximate
+it, and a pass is one forward run over the whole utterance instead of one for each frame.
 """
 
 from __future__ import annotations

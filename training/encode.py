@@ -19,8 +19,8 @@ from . import corpus, phonetic
 from .common import codec_of
 from .spec import CODEBOOKS
 
-CODES = "codes"
-"""The folder of the encoder's codes."""
+OWN = "codes"
+"""The folder of the codes that the encoder chose."""
 Codes = npt.NDArray[np.int16]
 
 
@@ -35,7 +35,7 @@ def encode(codec: MimiModel, rows: list[dict[str, Any]], device: str) -> list[Co
     return codes
 
 
-def load(work: Path, shards: list[int], kind: str = CODES) -> list[dict[str, Any]]:
+def load(work: Path, shards: list[int], kind: str = OWN) -> list[dict[str, Any]]:
     """Encoded utterances of the existing shards among `shards`.
 
     Each has text, symbols, frames, voice, group, shard and codes (frames, codebooks); those of the
@@ -54,7 +54,7 @@ def load(work: Path, shards: list[int], kind: str = CODES) -> list[dict[str, Any
         for index, code in enumerate(codes):
             row = {key: values[index] for key, values in columns.items()}
             row = {**row, "group": (number, row["group"]), "shard": number, "codes": code}
-            of_encoder = kind == CODES and row["voice"] == corpus.STOCK
+            of_encoder = kind == OWN and row["voice"] == corpus.STOCK
             rows.append(spoken(row) if of_encoder else row)
     return rows
 

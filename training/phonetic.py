@@ -20,7 +20,7 @@ from torch import nn
 from transformers import MimiModel
 
 from .phones import CONSONANTS, LEAD, PAUSES, R_VOWEL, STRESSED, VOWELS
-from .spec import CODES, ENCODED
+from .spec import CODES, ENCODED, END
 
 _KINDS = (
     LEAD + ",;.:?!",  # silence
@@ -65,28 +65,23 @@ def unused_direction(entries: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def place(codec: MimiModel, start: torch.Tensor | None = None) -> None:
+def place(codec: MimiModel, start: torch.Tensor) -> None:
     """Move the entries from `ENCODED` on, of all codebooks, out of the encoder's reach.
 
-    start: (CODES - ENCODED, size), what the phonetic entries decode to at first; default: the mean
-    entry. Only codebook 0 has phonetic codes; the others decode to nothing if one were sampled.
+    start: (CODES - ENCODED, size), what the phonetic entries of codebook 0 decode to at first. The
+    entries of the other codebooks are never used and decode to nothing.
     """
     quantizer = codec.quantizer
-    for part in (
-        quantizer.semantic_residual_vector_quantizer,
-        quantizer.acoustic_residual_vector_quantizer,
+    for part, first, at in (
+        (quantizer.semantic_residual_vector_quantizer, END + 1, start),
+        (quantizer.acoustic_residual_vector_quantizer, 0, torch.zeros_like(start)),
     ):
-        semantic = part is quantizer.semantic_residual_vector_quantizer
         books = [layer.codebook for layer in part.layers]
-        used = torch.cat([book.embed[int(semantic) : ENCODED] for book in books])
+        used = torch.cat([book.embed[first:ENCODED] for book in books])
         away = unused_direction(used)
         weight = part.output_proj.weight[..., 0]
         weight -= torch.outer(weight @ away, away)
         for book in books:
-            if not semantic:
-                at = torch.zeros(CODES - ENCODED, used.shape[1])
-            else:
-                at = used.mean(0).expand(CODES - ENCODED, -1) if start is None else start
             put(book, at - torch.outer(at @ away, away) + FAR * away)
 
 

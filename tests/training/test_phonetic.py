@@ -5,16 +5,16 @@ import pytest
 import torch
 from transformers import MimiModel
 
-from training import codec, phonetic
+from training import books, codec, phonetic
 from training.phones import LEAD, spell, symbols_of
-from training.spec import CODES, ENCODED, MIMI, mimi_config
+from training.spec import CODES, ENCODED, MIMI
 
 WEATHER = symbols_of(spell("wˈɛðəɹ, lˈɛtəɹ, vˈYs?"))
 
 
 @pytest.fixture(scope="module")
 def small() -> MimiModel:
-    """A small codec with random weights, and phonetic entries that are placed."""
+    """A small codec with random weights, whose phonetic entries are not placed yet."""
     torch.manual_seed(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -22,7 +22,7 @@ def small() -> MimiModel:
             {**MIMI, "num_filters": 4, "hidden_size": 64, "upsample_groups": 64},
         )
         model = codec.start(None).eval()
-        assert model.config.num_filters == mimi_config().num_filters
+    books.displace(model)
     return model
 
 
@@ -52,7 +52,8 @@ def test_the_encoder_chooses_as_before_and_no_phonetic_code(small):
         before = small.encode(sound).audio_codes
         heard = small.decode(before).audio_values
         assert not phonetic.placed(small)
-        phonetic.place(small)
+        entry = small.quantizer.semantic_residual_vector_quantizer.layers[0].codebook.embed[1]
+        phonetic.place(small, entry.expand(CODES - ENCODED, -1))
         assert phonetic.placed(small)
         after = small.encode(sound).audio_codes
         again = small.decode(after).audio_values
