@@ -32,7 +32,9 @@ from scripts import pins
 from training.evaluate import Listener
 
 REPLIES = Path(__file__).with_name("replies.txt")
-_FOLDERS = (pins.SPEECH_FOLDER, pins.SPEAKERS_FOLDER, pins.PROMPTS_FOLDER)
+_FOLDERS = (
+    pins.SPEECH_FOLDER, pins.SPEAKERS_FOLDER, pins.PROMPTS_FOLDER, pins.MORE_PROMPTS_FOLDER
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,9 @@ GATES = {
     "correlation of median pitch": 0.8,
 }
 """The lowest acceptable values."""
-_FOLDERS = (pins.SPEECH_FOLDER, pins.SPEAKERS_FOLDER, pins.PROMPTS_FOLDER)
+_FOLDERS = (
+    pins.SPEECH_FOLDER, pins.SPEAKERS_FOLDER, pins.PROMPTS_FOLDER, pins.MORE_PROMPTS_FOLDER
+)  # fmt: skip
 
 
 @dataclass

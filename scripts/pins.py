@@ -221,12 +221,55 @@ allison_*: English, Copyright 2003-2010 Allison Smith. june_*: French, Copyright
 Wallack. Licence: CC BY-SA 3.0. From Debian's asterisk-core-sounds-en-g722 and -fr-g722; pinned by
 hash. Use them only for tests and measurements, not to clone these voices.
 """
+MORE_PROMPTS = {
+    "asterisk-core-sounds-it-g722": (
+        Recording(
+            "carlo_message",
+            "ba01a500b23a7385552befb5f6b813e0a3f857ef1ef8217a814650c134aa6fc3",
+            "prego lasciare un messaggio dopo il segnale acustico al termine abbassare il"
+            " ricevitore o premere il tasto cancelletto",
+            "it_IT_m_Carlo/vm-intro.g722",
+        ),
+        Recording(
+            "carlo_thanks",
+            "a1218484ce57455f66a0e9d58cacfc2c7be09dd86d56ddff796d33d1a0de2ac0",
+            "arrivederci grazie per aver provato il pbx open source asterisk",
+            "it_IT_m_Carlo/demo-thanks.g722",
+        ),
+    ),
+    "asterisk-core-sounds-ru-g722": (
+        Recording(
+            "russian_message",
+            "4127a1cda045903939a7ec7cd85065c8282fe50522e8fd64b601c5d5341c23a2",
+            "ostavte soobshchenie posle signala posle etogo nazhmite reshetku ili povesite trubku",
+            "ru_RU_f_IvrvoiceRU/vm-intro.g722",
+        ),
+        Recording(
+            "russian_thanks",
+            "bdb1c5831bf7c6f18c990461ed734c9eb325bdacf37d1bec481fc58e1a846575",
+            "do svidaniya blagodarim za probnuyu ekspluatatsiyu programmy telefonnoy stantsii"
+            " asterisk",
+            "ru_RU_f_IvrvoiceRU/demo-thanks.g722",
+        ),
+    ),
+}
+"""A man and a woman more, for measurements only. Transcribed by Whisper base and corrected; the
+Russian words in Latin letters."""
+MORE_PROMPTS_ABOUT = """Recorded telephone prompts, 16 kHz mono, decoded from G.722.
+
+carlo_*: Italian, Copyright 2012 Carlo Flora. russian_*: Russian, Copyright 2010 Maxim, a woman's
+voice. Licence: CC BY 3.0. From Debian's asterisk-core-sounds-it-g722 and -ru-g722; pinned by hash.
+Use them only for measurements, not to clone these voices.
+"""
+MORE_PROMPTS_FOLDER = "speech/more-prompts"
 PEOPLE = {
     "reader": tuple(recording.name for recording in SPEECH),
     "digits": ("numbers", "go_forward", "something"),
     "cards": ("cards",),
     "allison": ("allison_busy", "allison_message", "allison_sorry"),
     "june": ("june_nogo", "june_message"),
+    "carlo": ("carlo_message", "carlo_thanks"),
+    "russian": ("russian_message", "russian_thanks"),
 }
 """The recordings of each speaker. The package does not say whether `digits` is one man;
 resemblyzer does (0.74 to 0.82 between any two, at most 0.70 to any other speaker)."""

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import wave
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,18 +198,33 @@ def prompts() -> Step:
         "recorded speech of two women (21 MB), for tests and measurements of voices",
         repr(pins.PROMPTS),
         tuple(folder / f"{name}.wav" for name in names),
-        lambda tools: _install_prompts(tools, folder),
+        lambda tools: _install_prompts(tools, folder, pins.PROMPTS, pins.PROMPTS_ABOUT),
         optional=True,
         for_tests=True,
     )
 
 
-def _install_prompts(tools: Tools, folder: Path) -> None:
+def more_prompts() -> Step:
+    folder = TOOLS / pins.MORE_PROMPTS_FOLDER
+    names = [recording.name for part in pins.MORE_PROMPTS.values() for recording in part]
+    return Step(
+        "more-prompts",
+        "recorded speech of a man and a woman more (23 MB), for measurements of voices",
+        repr(pins.MORE_PROMPTS),
+        tuple(folder / f"{name}.wav" for name in names),
+        lambda tools: _install_prompts(tools, folder, pins.MORE_PROMPTS, pins.MORE_PROMPTS_ABOUT),
+        optional=True,
+    )
+
+
+def _install_prompts(
+    tools: Tools, folder: Path, packages: Mapping[str, Sequence[pins.Recording]], about: str
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for package, recordings in pins.PROMPTS.items():
+    for package, recordings in packages.items():
         with tools.debian_package(package) as unpacked:
             _take(tools, unpacked, folder, recordings)
-    (folder / "README").write_text(pins.PROMPTS_ABOUT)
+    (folder / "README").write_text(about)
 
 
 def _install(tools: Tools, folder: Path, recordings: Sequence[pins.Recording], about: str) -> None:
@@ -333,7 +348,7 @@ def main() -> int:
             if "call" in sys.argv[1:]:
                 steps = [step for step in steps if not step.for_tests]
             if "measuring" in sys.argv[1:]:
-                steps.append(measuring_packages())
+                steps += [measuring_packages(), more_prompts()]
             run(steps, Tools())
     except SetupError as error:
         print(f"set-up failed: {error}.", file=sys.stderr)

@@ -10,12 +10,15 @@ import torch
 
 from .common import batch_random
 from .corpus import STOCK
-from .spec import AUDIO, AUDIO_END, BOS, CODEBOOKS, ENCODED, EOS, SPECIAL, VOCAB, WIDTH
+from .spec import AUDIO, AUDIO_END, BOS, CODEBOOKS, EOS, SPECIAL, VOCAB, WIDTH
 
 ROWS = 16
 """Sequences in a batch."""
-SHARES = (0.55, 0.35, 0.1)
-"""Shares of sequences with no turn before, a turn of the stock voice, another speaker's turn."""
+SHARES = (0.1, 0.3, 0.6)
+"""Shares of sequences in the stock voice without a reference, in the stock voice after a reference
+of its own, and in another speaker's voice after a reference of theirs."""
+TWO = 0.3
+"""Share of references with two turns: a caller's has one or more."""
 HIDDEN = VOCAB - 1
 """The padding id, used for masked frames."""
 SPEAKERS = ("0", "0", "0", "0", "1", "1", "2", "agent", "caller", "stock")
@@ -75,17 +78,20 @@ def build_turn(
 
 def share_hidden(random_: random.Random) -> float:
     """The share of a turn's own frames to mask: none, half, or nearly all."""
-    return random_.choices((0.0, 0.5, 0.95), (0.3, 0.4, 0.3))[0]
+    return random_.choices((0.0, 0.5, 0.95), (0.2, 0.3, 0.5))[0]
 
 
-def build(turns: list[dict], random_: random.Random, full: bool) -> dict[str, np.ndarray]:
-    """A sequence of turns. Only the stock voice in phonetic codes counts in the loss: this is what
-    the model speaks; codes of the encoder it only gets to hear."""
+def build(
+    turns: list[dict], random_: random.Random, full: bool, hidden: float | None = None
+) -> dict[str, np.ndarray]:
+    """A sequence of turns. Only the last counts in the loss: this is what the model speaks; the
+    codes of a reference it only gets to hear. hidden: the share of the last turn's frames to mask;
+    a random one without it."""
     speaker = random_.choice(SPEAKERS)
     ids, position, shown, codes, weight, start = [], [], [], [], [], 0
-    for row in turns:
-        learnt = row["voice"] == STOCK and bool((row["codes"][:, 0] >= ENCODED).all())
-        share = share_hidden(random_) if learnt else 0.0
+    for number, row in enumerate(turns, 1):
+        learnt = number == len(turns)
+        share = 0.0 if not learnt else share_hidden(random_) if hidden is None else hidden
         turn = build_turn(row, row["symbols"], speaker, random_, share, WIDTH if full else 6)
         ids += turn[0]
         position += [start + p for p in turn[1]]
@@ -116,22 +122,33 @@ def collate(items: list[dict[str, np.ndarray]]) -> Sequences:
     return Sequences(*(stack(k) for k in ("text", "shown", "codes", "position", "weight")))
 
 
+def reference(row: dict) -> dict:
+    """An utterance as the model hears it in a reference: in the encoder's codes."""
+    return {**row, "codes": row["encoded"]}
+
+
 class Corpus:
-    """Draws batches with rows of similar length: a turn of the stock voice alone, after another
-    turn of its own, or after a turn of another speaker, whose voice it must not take on."""
+    """Draws batches with rows of similar length: an utterance alone in the stock voice, or after a
+    reference of the same speaker."""
 
     def __init__(self, rows: list[dict], shares: tuple[float, ...] = SHARES) -> None:
         self.shares = shares
         self.stock = [row for row in rows if row["voice"] == STOCK]
-        self.others = [row for row in rows if row["voice"] != STOCK]
+        self.groups: list[tuple[list[dict], list[dict]]] = speakers(rows)
 
     def draw(self, random_: random.Random) -> list[dict]:
-        """Turns of a sequence; the last has the stock voice."""
-        before = random_.choices(("nothing", "own", "other"), self.shares)[0]
-        own = random_.sample(self.stock, 2)
-        if before == "other" and self.others:
-            return [random_.choice(self.others), own[0]]
-        return [_as_context(own[1], random_), own[0]] if before == "own" else own[:1]
+        """Turns of a sequence."""
+        kind = random_.choices(("alone", "stock", "other"), self.shares)[0]
+        if kind == "other" and self.groups:
+            heard, said = random_.choice(self.groups)
+            last = random_.choice(said)
+            others = [row for row in heard if row is not last]
+            count = 2 if random_.random() < TWO else 1
+            return [*map(reference, random_.sample(others, min(count, len(others)))), last]
+        if kind == "alone":
+            return [random_.choice(self.stock)]
+        one, other = random_.sample(self.stock, 2)
+        return [reference(one), other] if "encoded" in one else [other]
 
     def batch(self, seed: int, step: int) -> Sequences:
         """The batch of a step, determined by seed, step and corpus."""
@@ -142,9 +159,20 @@ class Corpus:
         return collate([build(turns, random_, full) for turns in pool[start : start + ROWS]])
 
 
-def _as_context(row: dict, random_: random.Random) -> dict:
-    """A turn of the context: with codes as spoken, or as the encoder hears a reference."""
-    return {**row, "codes": row["encoded"]} if random_.random() < 0.5 and "encoded" in row else row
+def speakers(rows: list[dict]) -> list[tuple[list[dict], list[dict]]]:
+    """References and aligned utterances of every synthetic speaker."""
+    groups: dict[object, list[dict]] = {}
+    for row in rows:
+        if row["voice"] != STOCK:
+            groups.setdefault(row["group"], []).append(row)
+    parted = [
+        (
+            [row for row in some if "encoded" in row],
+            [row for row in some if row["frames"] == row["symbols"]],
+        )
+        for some in groups.values()
+    ]
+    return [(heard, said) for heard, said in parted if heard and len(said) > 1]
 
 
 def _frames(turns: list[dict]) -> int:

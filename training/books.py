@@ -7,20 +7,13 @@ from torch import nn
 from transformers import MimiModel
 
 from . import crops, phonetic
+from .entries import books_of
 from .spec import ENCODED
 
 DECAY = 0.99
 """Decay of the codebooks' running means."""
 UNREACHABLE = 1e3
 """Entry 0 of codebook 0: code 0 means the end of speech and must never be chosen."""
-
-
-def books_of(model: MimiModel) -> list[nn.Module]:
-    parts = (
-        model.quantizer.semantic_residual_vector_quantizer,
-        model.quantizer.acoustic_residual_vector_quantizer,
-    )
-    return [layer.codebook for part in parts for layer in part.layers]
 
 
 def displace(codec: MimiModel) -> None:

@@ -4,9 +4,8 @@ Loss: log-mel distances at three resolutions, the commitment loss, and the cross
 phone, which a linear layer predicts from codebook 0. The corpus has one symbol per codec frame, so
 the phone loss needs no aligner. It makes codebook 0 phonetic, as distillation from a speech model
 does for Mimi's semantic codebook.
-`--freeze` trains the decoder and the phonetic entries of codebook 0 (`phonetic.py`) alone, on codes
-of `encode.py`; the codes stay valid, and so do models trained on them. `--codes drawn` uses codes
-that the language model sampled (`drawn.py`).
+`--freeze` trains the decoder and the entries of the codes in which the model speaks (`entries.py`)
+alone; the encoder's codes stay valid, and so do models trained on them.
 `--ear` adds a perceptual loss: the distance in features of a phone classifier (`ear.py`), and the
 phones that it finds.
 """
@@ -23,14 +22,22 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import MimiModel
 
-from . import corpus, crops, encode, phonetic
-from .books import UNREACHABLE, books_of, displace, follow, lighten
+from . import corpus, crops, phonetic
+from .books import UNREACHABLE, displace, follow, lighten
 from .common import Clock, arguments, codec_of, last_step, learning_rate, load, save
 from .ear import Ear, trained
+from .entries import Entries, books_of
 from .spec import ENCODED, FRAME, SAMPLE_RATE, SYMBOLS, mimi_config
 
 FLOOR = 2e-2
 """Added to mel magnitudes before the logarithm; smaller magnitudes are inaudible."""
+LINE_FLOOR = 0.5
+"""The same for the lines of a spectrum of 2,048 samples."""
+HARMONICS = 0.3
+"""Weight of the harmonics."""
+WAVES = 0.7
+"""Weight of the relative difference of complex spectra below 1.2 kHz. The corpus has whole periods
+of the voice in every frame, so phases are known; without it low voices came out an octave up."""
 HEARD = 4.0
 """Weight of the perceptual loss; with it both parts of the loss are about 1."""
 SAID = 1.5
@@ -40,7 +47,8 @@ REFIT = 200
 
 
 class MelLoss(nn.Module):
-    """Mean absolute difference of log-mel and mel spectra at three resolutions."""
+    """Mean absolute difference of log-mel and mel spectra at three resolutions, of the harmonics
+    below 2.4 kHz, which mel bands do not tell apart, and of the lowest ones with their phases."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,6 +61,8 @@ class MelLoss(nn.Module):
         self.gain = (
             100.0  # slaney's normalisation makes values small; this brings speech to about 1
         )
+        self.harmonics = torchaudio.transforms.Spectrogram(2048, hop_length=512, power=1.0)
+        self.waves = torchaudio.transforms.Spectrogram(1024, hop_length=256, power=None)
 
     def forward(self, made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         loss = made.new_zeros(())
@@ -60,7 +70,11 @@ class MelLoss(nn.Module):
             a, b = mel(made) * self.gain, mel(wanted) * self.gain
             loss = loss + F.l1_loss((a + FLOOR).log(), (b + FLOOR).log())
             loss = loss + 0.3 * F.l1_loss(a, b)
-        return loss / len(self.mels)
+        a, b = (self.harmonics(x)[:, :, :205] for x in (made, wanted))
+        fine = F.l1_loss((a + LINE_FLOOR).log(), (b + LINE_FLOOR).log())
+        a, b = (self.waves(x)[:, :, :52] for x in (made, wanted))
+        shape = (a - b).abs().mean() / b.abs().mean().clamp_min(1e-3)
+        return loss / len(self.mels) + HARMONICS * fine + WAVES * shape
 
 
 def random_weights(model: MimiModel) -> None:
@@ -89,10 +103,7 @@ class Trainee(nn.Module):
         self.codec = codec
         self.reader = nn.Linear(codec.config.codebook_dim, len(SYMBOLS))
         self.mel = MelLoss()
-        first = codec.quantizer.semantic_residual_vector_quantizer.layers[0].codebook
-        self.spoken = nn.Parameter(first.embed[ENCODED:].clone())
-        """The phonetic entries of codebook 0."""
-        first._embed = None  # a checkpoint may be loaded over what the codebook has cached
+        self.spoken = Entries(codec)
 
     def forward(
         self,
@@ -134,20 +145,14 @@ class Trainee(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Losses of decoded codes (batch, codebooks, frames) against their audio and phones, from
         frame `lead` on."""
-        quantizer = self.codec.quantizer
-        first = quantizer.semantic_residual_vector_quantizer
-        table = torch.cat([first.layers[0].codebook.embed[:ENCODED].detach(), self.spoken])
-        vectors = first.output_proj(F.embedding(codes[:, 0], table).transpose(1, 2))
-        rest = quantizer.acoustic_residual_vector_quantizer.decode(codes[:, 1:])
-        made = self.codec.decoder(vectors + rest).audio_values
+        made = self.codec.decoder(self.spoken.decoded(self.codec, codes)).audio_values
         skip = lead * FRAME
         made, audio = made.float()[..., skip : audio.shape[-1]], audio[..., skip:]
         return self._compare(made, audio, phones[:, lead:], ear)
 
     def keep(self) -> MimiModel:
-        """The codec with the phonetic entries as they are now."""
-        first = self.codec.quantizer.semantic_residual_vector_quantizer
-        phonetic.put(first.layers[0].codebook, self.spoken.detach())
+        """The codec with the spoken entries as they are now."""
+        self.spoken.keep(self.codec)
         return self.codec
 
     def _compare(
@@ -214,7 +219,8 @@ def start(path: Path | None) -> MimiModel:
 
 
 def place_phonetic(codec: MimiModel, rows: list[dict[str, Any]]) -> None:
-    """Give the phonetic codes entries near those that the encoder chooses for the same phones."""
+    """Give the phonetic codes entries near those that the encoder chooses for the same phones, and
+    all codes in which the model speaks a place that the encoder does not reach."""
     first = codec.quantizer.semantic_residual_vector_quantizer.layers[0].codebook
     coded = [(row["encoded"][:, 0], row["frames"]) for row in rows if "encoded" in row]
     mean = first.embed[1:ENCODED].mean(0)
@@ -248,7 +254,9 @@ def _layer(name: str) -> float:
 def optimizer_of(model: Trainee, rate: float) -> torch.optim.AdamW:
     """AdamW; the encoder's rate is a third of the decoder's, so that the codebooks can follow."""
     fast_parts = (model.codec.decoder, model.reader)
-    shares = {1.0: [model.spoken, *(p for part in fast_parts for p in part.parameters())]}
+    shares = {
+        1.0: [*model.spoken.parameters(), *(p for part in fast_parts for p in part.parameters())]
+    }
     fast = set(map(id, shares[1.0]))
     shares[1 / 3] = [p for p in model.parameters() if id(p) not in fast]
     groups = [
@@ -279,11 +287,7 @@ def _trainee(args: argparse.Namespace, rows: crops.Crops) -> Trainee:
 
 def _rows(args: argparse.Namespace) -> crops.Crops:
     if args.freeze:
-        coded = [
-            row
-            for kind in args.codes
-            for row in crops.coded_rows(args.work, kind, corpus.present(args.work, kind))
-        ]
+        coded = crops.coded_rows(args.work, corpus.present(args.work))
         return crops.Crops(coded, args.stock_share)
     return crops.Crops(corpus.load(args.work, corpus.present(args.work)), args.stock_share)
 
@@ -305,9 +309,10 @@ def train(args: argparse.Namespace) -> None:
     model = _trainee(args, rows)
     ear = trained(args.ear).to(args.device) if args.ear else None
     held = crops.Crops(
-        crops.coded_rows(args.work, encode.OWN, [corpus.HELD])
+        crops.coded_rows(args.work, [corpus.HELD, corpus.VOICES])
         if args.freeze
-        else corpus.load(args.work, [corpus.HELD])
+        else corpus.load(args.work, [corpus.HELD]),
+        args.stock_share,
     )
     learn = [p for p in model.parameters() if p.requires_grad]
     optimizer = optimizer_of(model, args.rate)
@@ -367,10 +372,6 @@ def main() -> None:
         "--start", type=Path, help="folder of a codec, or of an exported model, to start from"
     )
     parser.add_argument("--freeze", action="store_true", help="train the decoder alone")
-    parser.add_argument(
-        "--codes", nargs="+", default=["codes"],
-        help="--freeze: folders of codes to train on; a folder named twice counts twice",
-    )  # fmt: skip
     parser.add_argument("--ear", type=Path, help="checkpoint of the phone classifier")
     parser.add_argument(
         "--stock-share", type=float, default=crops.STOCK_SHARE, help="share of stock-voice crops"

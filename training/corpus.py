@@ -1,9 +1,10 @@
-"""Make the corpus: the teacher speaks sentences, with every phone aligned to codec frames.
+"""Make the corpus: the teacher speaks sentences, with every phone aligned to codec frames, and a
+whole number of periods of the voice in each frame.
 
 Writes shards `corpus/shard-00000.npz` under --work. Shards below 100 have the stock voice. Shards
 from 100 on have synthetic speakers with six utterances each; the first of the six has natural
-timing and a simulated recording channel. A shard depends only on its number and on `texts.txt`, so
-a later run adds shards.
+timing, a colour of its own and a simulated recording channel, and serves as a reference only. A
+shard depends only on its number and on `texts.txt`, so a later run adds shards.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from . import phones, speakers, texts
 from .sentences import sentences, words
@@ -58,10 +61,22 @@ def spelled(teacher: Teacher, text: str) -> tuple[list[int], list[phones.Phone]]
     return ids, said
 
 
+@dataclass(frozen=True)
+class Utterance:
+    """An utterance of the corpus."""
+
+    frames: str
+    """The symbol spoken in each frame."""
+    sound: speakers.Samples
+    """24 kHz samples, whole frames."""
+    periods: npt.NDArray[np.int64]
+    """Periods of the voice in each frame (`speakers.periods`)."""
+
+
 def speak(
-    teacher: Teacher, text: str, speaker: speakers.Speaker | None, rng: np.random.Generator
-) -> tuple[str, speakers.Samples] | None:
-    """Symbols and frame-aligned 24 kHz samples; None if the text cannot be spoken or aligned."""
+    teacher: Teacher, text: str, speaker: speakers.Speaker, rng: np.random.Generator
+) -> Utterance | None:
+    """Frame-aligned speech; None if the text cannot be spoken or aligned."""
     try:
         ids, said = spelled(teacher, text)
     except KeyError:
@@ -70,37 +85,45 @@ def speak(
     if not _SHORTEST <= len(symbols) <= WIDTH:
         return None
     used = phones.on_grid(said, teacher.durations(ids)).astype(np.float32)
-    sound = speakers.vocode(teacher.parts(ids, used), speaker, rng)
+    parts = speakers.change(teacher.parts(ids, used), speaker)
+    periods = speakers.periods(parts[-1], len(symbols))
+    sound = speakers.vocode(parts, rng, periods)
     length = len(symbols) * FRAME
-    return symbols, np.pad(sound, (0, max(0, length - len(sound))))[:length]
+    sound = np.pad(sound, (0, max(0, length - len(sound))))[:length]
+    return Utterance(symbols, sound, periods)
 
 
 def natural(
     teacher: Teacher, text: str, speaker: speakers.Speaker, rng: np.random.Generator
-) -> tuple[str, speakers.Samples] | None:
-    """The symbol at the middle of each frame, and samples in the speaker's natural timing."""
+) -> Utterance | None:
+    """Speech in the speaker's natural timing, with the symbol at the middle of each frame."""
     try:
         ids, said = spelled(teacher, text)
     except KeyError:
         return None
     used = teacher.durations(ids, speaker.pace)
-    sound = speakers.vocode(teacher.parts(ids, used), speaker, rng)
+    parts = speakers.change(teacher.parts(ids, used), speaker)
+    sound = speakers.vocode(parts, rng)
     skip = max(int(used[0]) - int(rng.integers(1, 7)), 0)
     used[0] -= skip
     count = (len(sound) - skip * UNIT) // FRAME
     if not _SHORTEST <= count <= _LONGEST:
         return None
     sound = sound[skip * UNIT :][: count * FRAME]
-    return phones.spoken(said, used, count), sound
+    f0 = parts[-1][skip * UNIT // speakers.STEP :]
+    return Utterance(phones.spoken(said, used, count), sound, speakers.periods(f0, count))
+
+
+def _row(spoken: Utterance, **facts: Any) -> dict[str, Any]:
+    return {**facts, "frames": spoken.frames, "sound": spoken.sound, "periods": spoken.periods}
 
 
 def _stock_rows(teacher: Teacher, source: Iterator[str], number: int) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(number)
     for index, text in enumerate(source):
         if (spoken := speak(teacher, text, STOCK_SPEAKER, rng)) is not None:
-            symbols, sound = spoken
-            yield {"text": text, "symbols": symbols, "frames": symbols, "voice": STOCK,
-                   "group": index, "sound": sound}  # fmt: skip
+            yield _row(spoken, text=text, symbols=spoken.frames, voice=STOCK,
+                       size=STOCK_SPEAKER.low, group=index)  # fmt: skip
 
 
 def _voice_rows(teacher: Teacher, source: Iterator[str], number: int) -> Iterator[dict[str, Any]]:
@@ -112,13 +135,14 @@ def _voice_rows(teacher: Teacher, source: Iterator[str], number: int) -> Iterato
             spoken = None
             while spoken is None:
                 text = next(source)
-                loose = natural(teacher, text, speaker, rng) if made == 0 else None
-                spoken = loose if made == 0 else speak(teacher, text, speaker, rng)
-            frames, sound = spoken
-            symbols = frames if made else phones.symbols_of(spelled(teacher, text)[1])
-            sound = sound if made else speakers.channel(sound, random_)
-            yield {"text": text, "symbols": symbols, "frames": frames, "voice": named,
-                   "group": group, "sound": sound}  # fmt: skip
+                if made:
+                    spoken = speak(teacher, text, speaker, rng)
+                else:
+                    spoken = natural(teacher, text, speakers.coloured(speaker, random_), rng)
+            symbols = spoken.frames if made else phones.symbols_of(spelled(teacher, text)[1])
+            row = _row(spoken, text=text, symbols=symbols, voice=named, size=speaker.low,
+                       group=group)  # fmt: skip
+            yield row if made else {**row, "sound": speakers.channel(spoken.sound, random_)}
 
 
 def make_shard(number: int, work: Path) -> float:
@@ -130,18 +154,24 @@ def make_shard(number: int, work: Path) -> float:
     make = _voice_rows if number >= VOICES else _stock_rows
     rows = [row for row, _ in zip(make(teacher, source, number), range(UTTERANCES), strict=False)]
     sounds = [row.pop("sound") for row in rows]
+    periods = np.concatenate([row.pop("periods") for row in rows]).astype(np.int16)
     audio = np.round(np.clip(np.concatenate(sounds), -1, 1) * 32767).astype(np.int16)
     path = work / "corpus" / f"shard-{number:05d}.npz"
     part = path.with_suffix(".part")
     with part.open("wb") as file:
-        np.savez(file, audio=audio, **{key: [row[key] for row in rows] for key in rows[0]})
+        np.savez(
+            file,
+            audio=audio,
+            periods=periods,
+            **{key: [row[key] for row in rows] for key in rows[0]},
+        )
     part.rename(path)
     return len(audio) / 24_000 / 3600
 
 
 def load(work: Path, shards: list[int]) -> list[dict[str, Any]]:
     """Utterances of the shards that exist: text, symbols, frames (the symbol spoken in each
-    frame), voice, group, shard, audio (int16)."""
+    frame), periods (of the voice, per frame), size, voice, group, shard, audio (int16)."""
     rows = []
     for number in shards:
         path = work / "corpus" / f"shard-{number:05d}.npz"
@@ -149,12 +179,14 @@ def load(work: Path, shards: list[int]) -> list[dict[str, Any]]:
             continue
         with np.load(path) as data:
             columns = {key: data[key] for key in data.files}
-        ends = np.cumsum([len(s) * FRAME for s in columns["frames"]])
-        audio = np.split(columns.pop("audio"), ends[:-1])
+        ends = np.cumsum([len(s) for s in columns["frames"]])[:-1]
+        audio = np.split(columns.pop("audio"), ends * FRAME)
+        periods = np.split(columns.pop("periods"), ends)
         columns = {key: values.tolist() for key, values in columns.items()}
-        for index, sound in enumerate(audio):
+        for index, (sound, voiced) in enumerate(zip(audio, periods, strict=True)):
             row = {key: values[index] for key, values in columns.items()}
-            rows.append({**row, "group": (number, row["group"]), "shard": number, "audio": sound})
+            rows.append({**row, "group": (number, row["group"]), "shard": number,
+                         "audio": sound, "periods": voiced})  # fmt: skip
     return rows
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import corpus, encode
+from . import corpus, encode, prosodic
 from .common import batch_random
 from .spec import FRAME
 
@@ -37,25 +37,22 @@ class Crops:
         self.stock = [row for row in long if row["voice"] == corpus.STOCK]
         self.others = [row for row in long if row["voice"] != corpus.STOCK]
         self.share = share
-        self.places: dict[str, list[tuple[int, int]]] = {}
-        for number, row in enumerate(self.stock):
-            for place, symbol in enumerate(row["frames"]):
-                self.places.setdefault(symbol, []).append((number, place))
-        self.symbols = sorted(self.places)
+        self.places = [_places(self.stock), _places(self.others)]
 
     def _draw(
         self, seed: int, step: int, onset: bool = False
     ) -> Iterator[tuple[dict[str, Any], slice]]:
         random_ = batch_random(seed, step)
         for _ in range(BATCH):
-            stock = random_.random() < self.share
-            if stock and self.symbols and random_.random() < RARE_SHARE:
-                number, place = random_.choice(self.places[random_.choice(self.symbols)])
-                row = self.stock[number]
+            stock = random_.random() < self.share or not self.others
+            rows, places = (self.stock, self.others)[not stock], self.places[not stock]
+            if random_.random() < RARE_SHARE:
+                number, place = random_.choice(places[random_.choice(sorted(places))])
+                row = rows[number]
                 start = place - random_.randint(2, FRAMES - 2)
                 start = min(max(start, 0), len(row["frames"]) - FRAMES)
             else:
-                row = random_.choice((self.stock if stock else self.others) or self.stock)
+                row = random_.choice(rows)
                 start = random_.randint(0, len(row["frames"]) - FRAMES)
             start = 0 if onset else start
             yield row, slice(start, start + FRAMES)
@@ -86,6 +83,15 @@ class Crops:
         return codes, _sound(drawn).to(device), _symbols(drawn).to(device), 0 if onset else LEAD
 
 
+def _places(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, int]]]:
+    """Where every symbol occurs: numbers of the row and the frame."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    for number, row in enumerate(rows):
+        for place, symbol in enumerate(row["frames"]):
+            places.setdefault(symbol, []).append((number, place))
+    return places
+
+
 def _symbols(drawn: list[tuple[dict[str, Any], slice]]) -> torch.Tensor:
     return torch.tensor([[ord(c) - 0x20 for c in row["frames"][part]] for row, part in drawn])
 
@@ -95,11 +101,16 @@ def _sound(drawn: list[tuple[dict[str, Any], slice]]) -> torch.Tensor:
     return torch.from_numpy(np.stack(cut).astype(np.float32) / 32768)[:, None]
 
 
-def coded_rows(work: Path, kind: str, shards: list[int]) -> list[dict[str, Any]]:
-    """Utterances of shards with their audio and the codes in folder `kind` of `work`."""
+def coded_rows(work: Path, shards: list[int]) -> list[dict[str, Any]]:
+    """Aligned utterances of shards with their audio, the codes in which the model would speak them
+    and, of the stock voice, those of the encoder (of others it heard another channel)."""
     rows = []
     for number in shards:
-        codes = encode.load(work, [number], kind)
-        audio = corpus.load(work, [number])
-        rows += [{**c, "audio": a["audio"]} for a, c in zip(audio, codes, strict=True)]
+        coded = encode.load(work, [number])
+        for index, row in enumerate(corpus.load(work, [number])):
+            if row["frames"] == row["symbols"]:
+                said = prosodic.codes_of(row["frames"], row["periods"], row["size"], row["audio"])
+                stock = coded and row["voice"] == corpus.STOCK
+                own = coded[index].get("encoded") if stock else None
+                rows.append({**row, "codes": said} | ({} if own is None else {"encoded": own}))
     return rows

@@ -97,8 +97,8 @@ def train(args: argparse.Namespace) -> None:
     """Train until the schedule or --minutes ends."""
     torch.manual_seed(args.seed)
     ear = Ear().to(args.device)
-    rows = crops.Crops(corpus.load(args.work, corpus.present(args.work)[: args.shards]))
-    held = crops.Crops(corpus.load(args.work, [corpus.HELD]))
+    rows = crops.Crops(corpus.load(args.work, corpus.present(args.work)), args.stock_share)
+    held = crops.Crops(corpus.load(args.work, [corpus.HELD, corpus.VOICES]), args.stock_share)
     optimizer = torch.optim.AdamW(ear.parameters(), args.rate, weight_decay=0.01)
     path = args.work / "ear.safetensors"
     step = load(path, ear, optimizer) if path.exists() else 0
@@ -126,7 +126,7 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line."""
     parser = arguments(__doc__, steps=4000, rate=1e-3)
-    parser.add_argument("--shards", type=int, default=6, help="maximum number of shards")
+    parser.add_argument("--stock-share", type=float, default=0.3, help="share of stock-voice crops")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     train(args)

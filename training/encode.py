@@ -6,6 +6,7 @@ Writes codes and symbols to `codes/shard-00000.npz` and so on under --work. Exis
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import numpy.typing as npt
 import torch
 from transformers import MimiModel
 
-from . import corpus, phonetic
+from . import corpus, prosodic, speakers
 from .common import codec_of
 from .spec import CODEBOOKS
 
+HEARD = 4
+"""How many utterances of a synthetic speaker serve as references."""
 OWN = "codes"
 """The folder of the codes that the encoder chose."""
 Codes = npt.NDArray[np.int16]
@@ -35,38 +38,47 @@ def encode(codec: MimiModel, rows: list[dict[str, Any]], device: str) -> list[Co
     return codes
 
 
-def load(work: Path, shards: list[int], kind: str = OWN) -> list[dict[str, Any]]:
+def load(work: Path, shards: list[int]) -> list[dict[str, Any]]:
     """Encoded utterances of the existing shards among `shards`.
 
-    Each has text, symbols, frames, voice, group, shard and codes (frames, codebooks); those of the
-    stock voice as in `spoken`. `kind` is their folder in `work`.
+    Each has text, symbols, frames, voice, group, shard and codes (frames, codebooks), those in
+    which the model speaks (`prosodic.py`); references also have `encoded`, those of the encoder.
     """
     rows = []
     for number in shards:
-        path = work / kind / f"shard-{number:05d}.npz"
+        path = work / OWN / f"shard-{number:05d}.npz"
         if not path.exists():
             continue
         with np.load(path) as data:
             columns = {key: data[key] for key in data.files}
         ends = np.cumsum([len(s) for s in columns["frames"]])
-        codes = np.split(columns.pop("codes")[:, :CODEBOOKS], ends[:-1])
+        codes, said = (np.split(columns.pop(key), ends[:-1]) for key in ("codes", "said"))
         columns = {key: values.tolist() for key, values in columns.items()}
         for index, code in enumerate(codes):
             row = {key: values[index] for key, values in columns.items()}
-            row = {**row, "group": (number, row["group"]), "shard": number, "codes": code}
-            of_encoder = kind == OWN and row["voice"] == corpus.STOCK
-            rows.append(spoken(row) if of_encoder else row)
+            row |= {"group": (number, row["group"]), "shard": number, "codes": said[index]}
+            rows.append({**row, "encoded": code} if code[0, 0] >= 0 else row)
     return rows
 
 
-def spoken(row: dict[str, Any]) -> dict[str, Any]:
-    """An utterance of the stock voice as the language model speaks it: with phonetic codes.
+def heard_rows(rows: list[dict[str, Any]], number: int) -> list[dict[str, Any] | None]:
+    """What the encoder hears of each utterance of a shard; None for those that are no references.
 
-    The codes that the encoder chose stay in `encoded`.
+    The first `HEARD` utterances of a synthetic speaker are, all but the very first (which has a
+    channel already) through a random channel, and all of the stock voice, as they are.
     """
-    codes = row["codes"].copy()
-    codes[:, 0] = phonetic.codes_of(row["frames"])
-    return {**row, "codes": codes, "encoded": row["codes"]}
+    random_, out, before = random.Random(number), list[dict[str, Any] | None](), 0
+    for index, row in enumerate(rows):
+        if index and row["group"] != rows[index - 1]["group"]:
+            before = index
+        if row["voice"] == corpus.STOCK or index == before:
+            out.append(row)
+        elif index - before < HEARD:
+            sound = speakers.channel(row["audio"].astype(np.float32) / 32768, random_)
+            out.append({**row, "audio": (sound.clip(-1, 1) * 32767).astype(np.int16)})
+        else:
+            out.append(None)
+    return out
 
 
 def main() -> None:
@@ -91,11 +103,21 @@ def main() -> None:
         if number < args.first or target.exists():
             continue
         rows = corpus.load(args.work, [number])
-        codes = np.concatenate(encode(codec, rows, args.device))
+        heard = heard_rows(rows, number)
+        found = iter(encode(codec, [row for row in heard if row], args.device))
+        codes = np.concatenate(
+            [
+                next(found) if row else np.full((len(own["frames"]), CODEBOOKS), -1, np.int16)
+                for own, row in zip(rows, heard, strict=True)
+            ]
+        )
+        said = np.concatenate(
+            [prosodic.codes_of(r["frames"], r["periods"], r["size"], r["audio"]) for r in rows]
+        )
         keep = {k: [r[k] for r in rows] for k in ("text", "symbols", "frames", "voice")}
-        np.savez(target, codes=codes, group=[r["group"][1] for r in rows], **keep)
+        np.savez(target, codes=codes, said=said, group=[r["group"][1] for r in rows], **keep)
         frames += len(codes)
-        used = np.array([len(np.unique(codes[:, k])) for k in range(CODEBOOKS)])
+        used = np.array([len(np.unique(codes[codes[:, k] >= 0, k])) for k in range(CODEBOOKS)])
         spent = time.monotonic() - began
         print(f"{path.stem}  {frames} frames  {spent:.0f} s  codes in use {used}", flush=True)
 

@@ -26,7 +26,7 @@ from benchmarks.naturalness import ratings
 from benchmarks.similarity import measuring
 
 from . import corpus
-from .phonetic import codes_of
+from .prosodic import codes_of
 from .spec import END, SAMPLE_RATE
 from .teacher import Teacher
 
@@ -151,23 +151,22 @@ def codec_gate(
 def teacher_gate(
     codec: Any, listener: Listener, work: Path, replies: list[str]
 ) -> dict[str, float]:
-    """Word error rates of replies as the teacher speaks them, through the codec: with all codes of
-    the encoder, and with phonetic codes in codebook 0."""
+    """Word error rates of replies as the teacher speaks them, through the codec: with the codes of
+    the encoder, and with those in which the model speaks."""
     teacher = Teacher(work)
-    originals, encoded, phonetic = [], [], []
+    originals, encoded, said = [], [], []
     for number, text in enumerate(replies):
-        spoken = corpus.speak(teacher, text, corpus.STOCK_SPEAKER, np.random.default_rng(number))
-        if spoken is None:
+        one = corpus.speak(teacher, text, corpus.STOCK_SPEAKER, np.random.default_rng(number))
+        if one is None:
             raise SystemExit(f"the teacher could not speak: {text}")
-        symbols, sound = spoken[0], np.asarray(spoken[1], np.float32)
+        audio = np.round(one.sound * 32767).astype(np.int16)
+        codes = codes_of(one.frames, one.periods, corpus.STOCK_SPEAKER.low, audio).astype(np.int64)
+        encoded.append(through_codec(codec, one.sound))
         with torch.inference_mode():
-            codes = codec.encode(torch.from_numpy(sound)[None, None]).audio_codes
-            codes = codes[..., : len(symbols)].clone()
-            encoded.append(codec.decode(codes).audio_values[0, 0].numpy())
-            codes[0, 0] = torch.from_numpy(codes_of(symbols).astype(np.int64))
-            phonetic.append(codec.decode(codes).audio_values[0, 0].numpy())
-        originals.append(sound)
-    named = {"originals": originals, "the encoder's codes": encoded, "phonetic codes": phonetic}
+            made = codec.decode(torch.from_numpy(codes.T)[None]).audio_values[0, 0]
+        said.append(made.numpy())
+        originals.append(one.sound)
+    named = {"originals": originals, "the encoder's codes": encoded, "spoken codes": said}
     return {
         f"codec, the teacher's replies, {name}: word error rate": listener.rates(
             replies, sounds

@@ -83,7 +83,7 @@ def write_voice(folder: Path, work: Path) -> None:
     spoken = speak(Teacher(work), STOCK, STOCK_SPEAKER, np.random.default_rng(0))
     if spoken is None:
         raise SystemExit("the teacher could not speak the stock sentence")
-    soundfile.write(folder / "stock.wav", spoken[1], SAMPLE_RATE, subtype="PCM_16")
+    soundfile.write(folder / "stock.wav", spoken.sound, SAMPLE_RATE, subtype="PCM_16")
     record = {"speaker": "agent", "transcript": STOCK}
     (folder / "stock.json").write_text(json.dumps(record, indent=2) + "\n")
 

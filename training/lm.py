@@ -6,7 +6,8 @@ Four measures make it learn to read within an hour on a CPU:
 - audio inputs are masked or replaced in part of the turns, so the model must use the text;
 - most padding is left out of the computation; positions stay those of the full width;
 - the depth decoder learns from a random half of the frames.
-A sequence has one or two turns. The last has the stock voice, whatever the voice before.
+A sequence has one or two turns: an utterance in the stock voice, or a reference in the encoder's
+codes and an utterance of the same speaker.
 """
 
 from __future__ import annotations
@@ -17,20 +18,31 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import CsmForConditionalGeneration
 
 from . import common, encode
-from .batches import SHARES, Corpus, Sequences, build_turn, collate, token
+from .batches import (
+    SHARES,
+    Corpus,
+    Sequences,
+    build,
+    collate,
+    reference,
+    speakers,
+    token,
+)  # fmt: skip
 from .common import Clock, arguments, last_step, learning_rate, load, save
 from .corpus import HELD, STOCK, VOICES, present
 from .phones import LEAD, PAUSE, STRESSED
-from .spec import AUDIO, AUDIO_END, CODEBOOKS, END, WIDTH, csm_config
+from .prosodic import PITCHES, SIZES
+from .spec import AUDIO, AUDIO_END, CODEBOOKS, ENCODED, END, VOCAB, WIDTH, csm_config
 
 DEPTH_SHARE = 0.5
+REST = (1.0, 0.5, 0.5)
+"""Weights of codebooks 1 to 3: pitch and size are what a reference must determine."""
 BEST = "lm-best.safetensors"
 """The checkpoint with the lowest held-out loss; later ones overfit."""
 
@@ -77,7 +89,7 @@ def losses(
     frame = ~is_end[chosen]
     return {
         "loss": (first * weight).sum() / weight.sum()
-        + 0.5 * (rest.mean(1) * weight[chosen]).sum() / weight[chosen].sum(),
+        + ((rest @ rest.new_tensor(REST)) * weight[chosen]).sum() / weight[chosen].sum(),
         "first": first[~is_end].mean(),
         "end": first[is_end].mean(),
         "rest": rest[frame].mean(),
@@ -145,6 +157,34 @@ def teach_symbols(model: CsmForConditionalGeneration) -> None:
         table[token(stressed)] = table[token(plain)]
 
 
+@torch.no_grad()
+def teach_voices(model: CsmForConditionalGeneration) -> None:
+    """Initialises embeddings and outputs of the codes of pitch and size: near ones are similar.
+
+    With random ones every code would have to be learnt by itself.
+    """
+    random_ = torch.Generator().manual_seed(1)
+    codes = torch.arange(PITCHES * SIZES)
+    waves = torch.cat([_waves(codes // SIZES, PITCHES, 10), _waves(codes % SIZES, SIZES, 5)], dim=1)
+    rows = ENCODED + codes
+    table = model.backbone_model.embed_tokens.embed_audio_tokens.weight
+    head = model.depth_decoder.codebooks_head.weight
+    size, known = table.shape[1], slice(VOCAB, VOCAB + ENCODED)
+
+    def like(wanted: torch.Tensor) -> torch.Tensor:
+        made = waves @ torch.randn(waves.shape[1], size, generator=random_)
+        return made * (wanted.std() / made.std())
+
+    table[VOCAB + rows] = like(table[known])
+    head[0, :, rows] = 0.3 * like(head[0, :, :ENCODED]).T
+
+
+def _waves(places: torch.Tensor, count: int, most: int) -> torch.Tensor:
+    """Cosines (codes, most) of 1 to `most` half periods over the range, the slow ones largest."""
+    numbers = torch.arange(1, most + 1)
+    return torch.cos(torch.pi * numbers * places[:, None] / (count - 1)) / numbers.sqrt()
+
+
 class Trainee(nn.Module):
     """The language model without its codec: the weights that a checkpoint holds."""
 
@@ -172,29 +212,40 @@ class Trainee(nn.Module):
 
 @torch.no_grad()
 def evaluate(model: CsmForConditionalGeneration, rows: list[dict], device: str) -> dict[str, float]:
-    """Cross-entropy of codebook 0 on held-out turns of the stock voice.
+    """Cross-entropy on held-out turns of the stock voice and of other speakers.
 
-    right, wrong: full history, with the turn's own text or another's. text: history masked.
+    stock: no reference; voice, foreign: after a reference of the speaker, and of another. `hidden`:
+    the turn's own frames are masked, so that voice can come from the reference only. Figures are of
+    codebook 0 (phones), of 1 (pitch and size) and of 2 (level); `end` is the end frame's.
     """
     model.eval()
-    rows = [r for r in rows if r["voice"] == STOCK][:96]
+    stock = [[row] for row in rows if row["voice"] == STOCK][:64]
+    groups = speakers([row for row in rows if row["voice"] != STOCK])[:64]
+    voice = [[reference(heard[0]), said[-1]] for heard, said in groups]
+    foreign = [[reference(groups[n - 1][0][0]), said[-1]] for n, (_, said) in enumerate(groups)]
     figures = {}
-    for name, share, shift in (("right", 0.0, 0), ("wrong", 0.0, 1), ("text", 1.0, 0)):
+    for name, turns, share in (
+        ("stock", stock, 0.0), ("voice", voice, 0.0),
+        ("hidden", voice, 1.0), ("foreign hidden", foreign, 1.0),
+    ):  # fmt: skip
+        if not turns:
+            continue
         random_ = random.Random(7)
-        items = []
-        for index, row in enumerate(rows):
-            symbols = rows[(index + shift) % len(rows)]["symbols"]
-            ids, position, shown, codes, _ = build_turn(row, symbols, "0", random_, share, WIDTH)
-            weight = np.array([float(t in (AUDIO, AUDIO_END)) for t in ids], np.float32)
-            items.append({"text": np.array(ids), "position": np.array(position), "shown": shown,
-                          "codes": codes, "weight": weight})  # fmt: skip
+        items = [build(some, random_, True, share) for some in turns]
         total = losses(model, collate(items).to(device), torch.Generator().manual_seed(1), 0.25)
-        figures[name] = total["first"].item()
-        if name == "right":
-            figures["rest"], figures["end"] = total["rest"].item(), total["end"].item()
-    figures["gap"] = figures["wrong"] - figures["right"]
+        figures[f"{name} 1"] = total["books"][0].item()
+        if name in ("stock", "voice"):
+            figures[f"{name} 0"] = total["first"].item()
+            figures[f"{name} 2"] = total["books"][1].item()
+            figures[f"{name} end"] = total["end"].item()
     model.train()
     return figures
+
+
+def worth(figures: dict[str, float]) -> float:
+    """What a checkpoint is judged by: lower is better."""
+    judged = ("stock 0", "stock 1", "voice 0", "voice 1", "hidden 1")
+    return sum(figures.get(name, 0.0) for name in judged)
 
 
 def optimizer_of(model: nn.Module, rate: float) -> torch.optim.AdamW:
@@ -210,12 +261,14 @@ def train(args: argparse.Namespace) -> None:
     model = started(args.start) if args.start else new_model(args.seed)
     if args.new_symbols:
         teach_symbols(model)
+    if args.new_voices:
+        teach_voices(model)
     model = model.to(args.device).train()
     trainee = Trainee(model)
-    shards = [n for n in present(args.work, "codes") if not args.below <= n < VOICES]
+    shards = present(args.work, "codes")
     corpus = Corpus(encode.load(args.work, shards), tuple(args.shares))
-    held = encode.load(args.work, [HELD])
-    print(f"{len(corpus.stock)} stock, {len(corpus.others)} other utterances", flush=True)
+    held = encode.load(args.work, [HELD, VOICES])
+    print(f"{len(corpus.stock)} stock utterances, {len(corpus.groups)} speakers", flush=True)
     optimizer = optimizer_of(trainee, args.rate)
     path = args.work / "lm.safetensors"
     step = load(path, trainee, optimizer) if path.exists() else 0
@@ -240,8 +293,8 @@ def train(args: argparse.Namespace) -> None:
         if step % args.check == 0:
             figures = evaluate(model, held, args.device)
             report(step, figures)
-            if figures["right"] + 0.5 * figures["rest"] < best:
-                best = figures["right"] + 0.5 * figures["rest"]
+            if worth(figures) < best:
+                best = worth(figures)
                 save(path.with_name(BEST), step, trainee, optimizer)
         if clock.due(120):
             save(path, step, trainee, optimizer)
@@ -258,7 +311,7 @@ def lowest(path: Path, model: CsmForConditionalGeneration, held: list[dict], dev
     trainee.load_state_dict(common.weights(path))
     figures = evaluate(model, held, device)
     trainee.load_state_dict(now)
-    return figures["right"] + 0.5 * figures["rest"]
+    return worth(figures)
 
 
 def report(step: int, figures: dict[str, float]) -> None:
@@ -275,14 +328,13 @@ def main() -> None:
     parser.add_argument(
         "--new-symbols", action="store_true", help="--start lacks stress and leading silence"
     )
+    parser.add_argument(
+        "--new-voices",
+        action="store_true",
+        help="--start does not know the codes of pitch and size",
+    )
     parser.add_argument("--start", type=Path, help="exported model to start from")
     parser.add_argument("--shares", type=float, nargs=3, default=SHARES, help="see SHARES")
-    parser.add_argument(
-        "--below",
-        type=int,
-        default=VOICES,
-        help="shards of the stock voice from this number on are left to drawn.py",
-    )
     parser.add_argument(
         "--half", action="store_true", help="bfloat16: 1.45 times as fast on a CPU with AMX"
     )

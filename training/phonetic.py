@@ -32,6 +32,8 @@ _KINDS = (
 )
 _OTHER = len(_KINDS)
 """All other vowels."""
+KINDS = _OTHER + 1
+"""How many kinds of sounds there are."""
 SYMBOLS = "".join(
     sorted(
         {*"".join((LEAD, R_VOWEL, *PAUSES.values(), *CONSONANTS.values(), *VOWELS.values()))}
@@ -52,7 +54,7 @@ def codes_of(symbols: str) -> npt.NDArray[np.int16]:
     after = symbols[1:] + LEAD
     return np.array(
         [
-            ENCODED + SYMBOLS.index(here) * (_OTHER + 1) + kind(next_)
+            ENCODED + SYMBOLS.index(here) * KINDS + kind(next_)
             for here, next_ in zip(symbols, after, strict=True)
         ],
         np.int16,

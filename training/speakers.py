@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from .spec import SAMPLE_RATE
+from .spec import FRAME, SAMPLE_RATE
 from .teacher import Parts
 
 Samples = npt.NDArray[np.float32]
@@ -18,6 +18,14 @@ _MEL = 2595 * np.log10(1 + _HZ / 700)
 _VOICED, _LOWEST = 40.0, 55.0
 """Hz: a frame with a lower F0 is unvoiced, and the lowest F0 of any speaker."""
 PEAK = 0.7
+STEP = 300
+"""Samples of one step of the teacher's F0."""
+RATE = SAMPLE_RATE / FRAME
+"""Codec frames in a second."""
+STAYS = 0.7
+"""Periods by which F0 must move before their number changes: it would flicker between two."""
+FEWEST, MOST = 4, 32
+"""Periods of the voice in a codec frame: 50 to 400 Hz."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +53,36 @@ class Speaker:
 
 
 def draw(random_: random.Random) -> Speaker:
-    """A random speaker: pitch 0.42 to 1.4 of the teacher's, formants correlated with it."""
-    pitch = 2 ** random_.uniform(-1.25, 0.5)
+    """A random speaker of whom only pitch, range and size are special: what the model can follow.
+
+    Pitch is 0.42 to 1.32 of the teacher's, formants are correlated with it, and the tilt follows
+    from the size, as between the teacher's own voice and the stock voice.
+    """
+    pitch = 2 ** random_.uniform(-1.25, 0.4)
     with_it = 1.0 + (0.21 if pitch < 1 else 0.28) * float(np.log2(pitch))
-    size = float(np.clip(with_it + random_.gauss(0.03, 0.055), 0.78, 1.24))
+    size = float(np.clip(with_it + random_.gauss(0.01, 0.04), 0.8, 1.2))
     return Speaker(
         pitch=pitch,
-        spread=random_.uniform(0.65, 1.25),
-        low=size * random_.uniform(0.97, 1.03),
-        high=size * random_.uniform(0.96, 1.04),
-        tilt=random_.uniform(-1.0, 0.6),
+        spread=random_.uniform(0.7, 1.2),
+        low=size,
+        high=0.98 * size,
+        tilt=float(np.interp(size, (0.85, 1.0, 1.2), (-0.9, 0.0, 0.3))),
+        breath=0.0,
+        bumps=(0.0,) * 9,
+        pace=random_.uniform(0.85, 1.25),
+    )
+
+
+def coloured(speaker: Speaker, random_: random.Random) -> Speaker:
+    """The speaker with a random colour, for references: real ones differ in more than the model
+    follows, and it must find pitch and size regardless."""
+    return replace(
+        speaker,
+        low=speaker.low * random_.uniform(0.97, 1.03),
+        high=speaker.high * random_.uniform(0.95, 1.05),
+        tilt=speaker.tilt + random_.uniform(-0.6, 0.6),
         breath=random_.uniform(-0.5, 0.5),
         bumps=tuple(random_.gauss(0, 0.3) for _ in range(9)),
-        pace=random_.uniform(0.85, 1.25),
     )
 
 
@@ -69,7 +94,8 @@ def _source_bins(speaker: Speaker) -> npt.NDArray[np.float64]:
     return np.clip(np.interp(_HZ, to, knots) / 20.0, 0, BINS - 1)
 
 
-def _change(parts: Parts, speaker: Speaker) -> Parts:
+def change(parts: Parts, speaker: Speaker) -> Parts:
+    """The vocoder's inputs for the speaker."""
     harmonic, theta, noise, free, phase, f0 = parts
     source = _source_bins(speaker)
     below = np.floor(source).astype(int)
@@ -89,28 +115,79 @@ def _change(parts: Parts, speaker: Speaker) -> Parts:
     return [harmonic + gain, theta, noise, free + gain, phase, f0]
 
 
-def vocode(parts: Parts, speaker: Speaker | None, rng: np.random.Generator) -> Samples:
-    """Audio at 24 kHz with a peak of 0.7; without a speaker in the teacher's own voice."""
+def vocode(
+    parts: Parts, rng: np.random.Generator, periods: npt.NDArray[np.int64] | None = None
+) -> Samples:
+    """Audio at 24 kHz with a peak of 0.7.
+
+    periods: of the voice in each codec frame, a whole number, so that every frame begins with the
+    same phase; without them F0 is the teacher's.
+    """
     from hibari import dsp
 
-    *envelopes, phase, f0 = parts if speaker is None else _change(parts, speaker)
+    *envelopes, phase, f0 = parts
     spectra = [np.ascontiguousarray(x, np.float32) for x in envelopes]
-    out = dsp.synth(*spectra, phase, f0, rng)
+    plain = dsp.pulses
+    try:
+        if periods is not None:
+            dsp.pulses = lambda curve: aligned_pulses(curve, periods)
+        out = dsp.synth(*spectra, phase, f0, rng)
+    finally:
+        dsp.pulses = plain
     return (PEAK * out / max(float(np.abs(out).max()), 1e-3)).astype(np.float32)
 
 
+def aligned_pulses(f0: Samples, periods: npt.NDArray[np.int64]) -> Samples:
+    """A pulse train (len(f0) * STEP,) with a whole number of periods in each codec frame.
+
+    All harmonics below 11 kHz have the amplitude 1; where `f0` has no voice it is 0.
+    """
+    count = len(f0) * STEP
+    frames = -(-count // FRAME)
+    known = np.pad(periods, (0, max(0, frames - len(periods))), mode="edge")[:frames]
+    cycles = (np.arange(FRAME) / FRAME)[None] * known[:, None]
+    angle = 2 * np.pi * (cycles.reshape(-1)[:count] % 1.0)
+    highest = np.repeat(np.floor(11_000 / (known * RATE)), FRAME)[:count]
+    below = 2 * np.sin(angle / 2)
+    small = np.abs(below) < 2e-3
+    above = np.sin((highest + 0.5) * angle)
+    train = np.where(small, highest + 0.5, above / np.where(small, 1.0, below)) - 0.5
+    voiced = np.repeat(f0 > _VOICED, STEP)
+    return np.where(voiced, train, 0.0).astype(np.float32)
+
+
+def periods(f0: Samples, frames: int) -> npt.NDArray[np.int64]:
+    """How many periods of the voice each codec frame has (frames,): its F0, to 12.5 Hz.
+
+    f0: the vocoder's, in steps of `STEP` samples; below `_VOICED` there is no voice, and F0 is
+    interpolated. At the edges of voiced parts the teacher's F0 passes through values far below the
+    voice; they are left out.
+    """
+    voiced = f0 > _VOICED
+    if not voiced.any():
+        return np.full(frames, FEWEST, np.int64)
+    places = np.flatnonzero(f0 > 0.65 * np.median(f0[voiced]))
+    middles = (np.arange(frames) + 0.5) * FRAME / STEP - 0.5
+    hertz = np.exp(np.interp(middles, places, np.log(f0[places])))
+    kept, out = 0.0, np.empty(frames, np.int64)
+    for place, wanted in enumerate(hertz / RATE):
+        kept = kept if abs(wanted - kept) < STAYS else np.round(wanted)
+        out[place] = np.clip(kept, FEWEST, MOST)
+    return out
+
+
 def channel(sound: Samples, random_: random.Random) -> Samples:
-    """Simulates the recording of a reference: band limits, noise, loudness."""
+    """Simulates the recording of a reference: a telephone's or another band, noise, loudness."""
     from scipy.signal import butter, sosfiltfilt
 
     def filtered(order: int, hertz: float, kind: str) -> Samples:
         sections = butter(order, hertz, kind, fs=SAMPLE_RATE, output="sos")
         return np.asarray(sosfiltfilt(sections, sound), np.float32)
 
-    if random_.random() < 0.5:
-        sound = filtered(6, random_.choice((3600, 6500, 7500, 7500)), "low")
-    if random_.random() < 0.3:
-        sound = filtered(2, random_.choice((80, 150, 250)), "high")
+    if random_.random() < 0.6:
+        sound = filtered(6, random_.choice((3400, 3600, 5500, 7500, 7500)), "low")
+    if random_.random() < 0.4:
+        sound = filtered(2, random_.choice((80, 150, 300)), "high")
     if random_.random() < 0.4:
         noise = np.random.default_rng(random_.randrange(2**31)).normal(0, 1, len(sound))
         sound = sound + noise * 10 ** random_.uniform(-3.6, -2.4)

@@ -1,29 +1,13 @@
 """Phonetic codes: every phone has some, and the codec's encoder never chooses one."""
 
 import numpy as np
-import pytest
 import torch
-from transformers import MimiModel
 
-from training import books, codec, phonetic
+from training import phonetic
 from training.phones import LEAD, spell, symbols_of
-from training.spec import CODES, ENCODED, MIMI
+from training.spec import CODES, ENCODED
 
 WEATHER = symbols_of(spell("wˈɛðəɹ, lˈɛtəɹ, vˈYs?"))
-
-
-@pytest.fixture(scope="module")
-def small() -> MimiModel:
-    """A small codec with random weights, whose phonetic entries are not placed yet."""
-    torch.manual_seed(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "training.spec.MIMI",
-            {**MIMI, "num_filters": 4, "hidden_size": 64, "upsample_groups": 64},
-        )
-        model = codec.start(None).eval()
-    books.displace(model)
-    return model
 
 
 def test_a_code_tells_the_phone_and_the_kind_of_sound_after_it():

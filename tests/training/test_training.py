@@ -15,7 +15,6 @@ from training import (
     corpus,
     crops,
     curves,
-    encode,
     evaluate,
     frontend,
     lm,
@@ -31,8 +30,13 @@ from training.spec import AUDIO, AUDIO_END, CODEBOOKS, ENCODED, EOS, FRAME, WIDT
 def utterance(frames: int, seed: int = 0) -> dict:
     codes = np.random.default_rng(seed).integers(1, ENCODED, (frames, CODEBOOKS)).astype(np.int16)
     symbols = "".join(random.Random(seed).choices("ptkxA1", k=frames))
-    return {"symbols": symbols, "frames": symbols, "codes": codes, "voice": corpus.STOCK,
-            "group": (1, seed)}  # fmt: skip
+    return {"text": f"Text {seed}.", "symbols": symbols, "frames": symbols, "codes": codes,
+            "voice": corpus.STOCK, "group": (1, seed)}  # fmt: skip
+
+
+def spoken(row: dict) -> dict:
+    """The utterance in codes in which the model speaks; those of the encoder stay as `encoded`."""
+    return {**row, "encoded": row["codes"], "codes": row["codes"] + ENCODED - 1}
 
 
 def batch_of(row: dict) -> tuple[list[int], batches.Sequences]:
@@ -102,7 +106,7 @@ def test_made_up_speakers_change_pitch_and_formants_as_told():
     parts[0][50] = 1.0  # a formant at 1 kHz
     f0 = np.array([0.0, 180.0, 200.0, 220.0], np.float32)
     one = speakers.Speaker(0.5, 1.0, 0.8, 0.8, 0.0, 0.0, (0.0,) * 9, 1.0)
-    changed = speakers._change([*parts, f0], one)
+    changed = speakers.change([*parts, f0], one)
     assert np.argmax(changed[0][:, 0]) == 40
     assert changed[5][0] == 0.0
     assert changed[5][1:] == pytest.approx(f0[1:] / 2, rel=0.01)
@@ -225,29 +229,44 @@ def test_a_checkpoint_of_the_language_model_is_below_60_mb(tmp_path: Path):
     assert (tmp_path / "lm.safetensors").stat().st_size < 60_000_000
 
 
-@pytest.mark.parametrize(
-    "other", [{**utterance(10, 1), "voice": "{}"}, utterance(10, 1)], ids=["a person", "reference"]
-)
-def test_only_what_the_model_speaks_is_learnt_whoever_spoke_before(other):
-    own = encode.spoken(utterance(20, 2))
-    built = batches.build([other, own], random.Random(1), full=False)
+def test_only_what_the_model_speaks_is_learnt_not_the_reference_before():
+    own = spoken(utterance(20, 2))
+    before = batches.reference(spoken(utterance(10, 1)))
+    built = batches.build([before, own], random.Random(1), full=False)
     frames = built["text"] == AUDIO
     assert frames.sum() == 30
     assert not built["weight"][frames][:10].any()
     assert built["weight"][frames][10:].all()
-    assert (built["shown"][frames][:10] == other["codes"]).all()
+    assert (built["shown"][frames][:10] == before["codes"]).all()
 
 
-def test_sequences_have_their_shares_of_what_comes_before():
-    rows = [utterance(8, n) for n in range(20)]
-    rows += [{**utterance(8, n), "voice": "{}"} for n in range(5)]
-    source = batches.Corpus(rows, (0.5, 0.3, 0.2))
+def group_of(number: int) -> list[dict]:
+    """Six utterances of a synthetic speaker: a reference off the grid, three more references."""
+    rows = [
+        {**spoken(utterance(8, 10 * number + n)), "voice": "{}", "group": number} for n in range(6)
+    ]
+    rows[0]["frames"] = rows[0]["symbols"][::-1]
+    for row in rows[4:]:
+        del row["encoded"]
+    return rows
+
+
+def test_an_utterance_follows_a_reference_of_its_own_speaker_or_is_in_the_stock_voice():
+    rows = [spoken(utterance(8, n)) for n in range(20)]
+    rows += [row for n in range(5) for row in group_of(100 + n)]
+    source = batches.Corpus(rows, (0.3, 0.2, 0.5))
     drawn = [source.draw(random.Random(n)) for n in range(400)]
-    assert all(turns[-1]["voice"] == corpus.STOCK for turns in drawn)
-    alone = sum(len(turns) == 1 for turns in drawn)
-    others = sum(turns[0]["voice"] != corpus.STOCK for turns in drawn)
-    assert 160 < alone < 240
-    assert 50 < others < 110
+    assert 80 < sum(len(turns) == 1 for turns in drawn) < 160
+    others = [turns for turns in drawn if turns[-1]["voice"] != corpus.STOCK]
+    assert 150 < len(others) < 250
+    for *before, said in others:
+        assert {row["group"] for row in before} == {said["group"]}
+        assert said["text"] not in {row["text"] for row in before}
+        assert all((row["codes"] < ENCODED).all() for row in before)
+        assert said["frames"] == said["symbols"], "never one that is off the grid"
+        assert (said["codes"] >= ENCODED).all()
+    assert any(row["frames"] != row["symbols"] for *before, _ in others for row in before)
+    assert 0.5 < sum(len(turns) == 3 for turns in others) / len(others) / batches.TWO < 1.5
 
 
 def test_crops_are_cut_between_frames_with_the_symbols_that_they_speak():
@@ -270,23 +289,14 @@ def test_rare_sounds_are_trained_on_more_often_than_they_occur():
     assert rare > crops.RARE_SHARE / 3 / 2
 
 
-def test_crops_of_codes_are_phonetic_but_for_a_share():
+def test_crops_of_codes_are_spoken_ones_but_for_a_share():
     row = {**utterance(40), "audio": np.zeros(40 * FRAME, np.int16)}
-    row = encode.spoken(row)
+    row = spoken(row)
     source = crops.Crops([row], share=1.0)
     codes = torch.cat([source.coded_batch(1, step, "cpu")[0] for step in range(100)])
     of_encoder = codes[:, 0] < ENCODED
     assert (of_encoder.all(1) | ~of_encoder.any(1)).all()
     assert 0.5 < of_encoder.all(1).float().mean() / crops.ENCODED_SHARE < 1.5
-
-
-def test_a_turn_before_is_as_spoken_or_as_a_reference_is_heard():
-    rows = [encode.spoken(utterance(8, n)) for n in range(20)]
-    source = batches.Corpus(rows, (0.0, 1.0, 0.0))
-    drawn = [source.draw(random.Random(n)) for n in range(400)]
-    assert all((last["codes"][:, 0] >= ENCODED).all() for _, last in drawn)
-    as_heard = sum((first["codes"][:, 0] < ENCODED).all() for first, _ in drawn)
-    assert 150 < as_heard < 250
 
 
 def test_symbols_that_a_model_has_never_seen_begin_as_their_likes():

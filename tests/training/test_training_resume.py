@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training import batches, codec, common, crops, drawn, ear, encode, lm, spec
+from tests.training.conftest import SMALL
+from training import batches, codec, common, crops, ear, lm
 from training.corpus import STOCK
-from training.spec import CODEBOOKS, CODES, ENCODED, FRAME, MIMI
+from training.spec import CODEBOOKS, ENCODED, FRAME
 
 START = "start"
 """Placeholder for the folder of a codec."""
-GREEDY = {"top_k": 1, "depth_decoder_top_k": 1}
 LENGTH = 6
 """Frames of an utterance."""
 
@@ -26,18 +26,22 @@ def write_shard(work: Path, number: int, count: int = 4) -> None:
                "group": list(range(count))}  # fmt: skip
     audio = random_.integers(-9000, 9000, count * LENGTH * FRAME).astype(np.int16)
     codes = random_.integers(1, ENCODED, (count * LENGTH, CODEBOOKS)).astype(np.int16)
-    for kind, values in (("corpus", {"audio": audio}), ("codes", {"codes": codes})):
+    periods = random_.integers(6, 20, count * LENGTH)
+    kinds = (
+        ("corpus", {"audio": audio, "periods": periods, "size": [1.0] * count}),
+        ("codes", {"codes": codes, "said": codes + ENCODED - 1}),
+    )
+    for kind, values in kinds:
         (work / kind).mkdir(exist_ok=True)
         np.savez(work / kind / f"shard-{number:05d}.npz", **columns, **values)
 
 
 @pytest.fixture(autouse=True)
-def small(tmp_path, monkeypatch):
+def work(tmp_path, monkeypatch):
     """A corpus of two shards, small batches, and a checkpoint after every step."""
     for number in range(2):
         write_shard(tmp_path, number)
-    small_mimi = {**MIMI, "num_filters": 4, "hidden_size": 64, "upsample_groups": 64}
-    monkeypatch.setattr("training.spec.MIMI", small_mimi)
+    monkeypatch.setattr("training.spec.MIMI", SMALL)
     monkeypatch.setattr(crops, "BATCH", 1)
     monkeypatch.setattr(crops, "FRAMES", 4)
     monkeypatch.setattr(batches, "ROWS", 2)
@@ -91,44 +95,11 @@ def test_the_decoder_alone_leaves_encoder_and_codebooks_as_they_were(tmp_path, m
     decoder = ("upsample", "decoder_transformer", "decoder")
     assert {key.split(".")[0] for key in changed} == {*decoder, "quantizer"}
     for key in (key for key in changed if key.startswith("quantizer")):
-        # the phonetic entries, and the output projections that discard what sets them apart
+        # the spoken entries, and the output projections that discard what sets them apart
         if "codebook" in key:
             assert torch.equal(before[key][:ENCODED], after[key][:ENCODED])
         else:
             assert "output_proj" in key
-
-
-def codes_of(work: Path, kind: str) -> np.ndarray:
-    return np.concatenate([row["codes"] for row in encode.load(work, [1], kind)])
-
-
-def test_with_as_many_passes_as_frames_the_model_draws_what_it_says_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.drawn.GENERATION", {**spec.GENERATION, **GREEDY})
-    run(monkeypatch, lm, tmp_path, "--check", "1")
-
-    def said(passes: int) -> np.ndarray:
-        monkeypatch.setattr("sys.argv", ["drawn", "--work", str(tmp_path), "--passes", str(passes)])
-        drawn.main()
-        return codes_of(tmp_path, "drawn")
-
-    alone = said(LENGTH)
-    assert np.array_equal(alone, said(LENGTH + 2))
-    assert not np.array_equal(alone, said(1))
-    assert alone.min() >= 0
-    assert alone[:, 0].min() > spec.END
-    assert alone.max() < CODES
-
-
-def test_the_decoder_learns_from_drawn_codes_too(tmp_path, monkeypatch):
-    run(monkeypatch, lm, tmp_path, "--check", "1")
-    monkeypatch.setattr("sys.argv", ["drawn", "--work", str(tmp_path)])
-    drawn.main()
-    learnt = {}
-    for kind in ("codes", "drawn"):
-        name = f"{kind}.safetensors"
-        run(monkeypatch, codec, tmp_path, "--freeze", "--codes", kind, "--name", name)
-        learnt[kind] = load_file(tmp_path / name)
-    assert any(not torch.equal(learnt["codes"][k], learnt["drawn"][k]) for k in learnt["codes"])
 
 
 def test_a_phone_classifier_measures_no_difference_where_there_is_none():
