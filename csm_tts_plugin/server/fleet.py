@@ -1,6 +1,6 @@
 """The engines behind one address: their load, and which one gets the next call.
 
-Reads their `/readyz` several times a second and counts the calls assigned since then, so that a
+Reads their `/readyz` several times a second and counts the calls that it assigns itself, so that a
 burst of calls is distributed before the engines report it.
 """
 
@@ -19,6 +19,7 @@ from aiohttp import hdrs, web
 from ..config import Limits
 from ..errors import CsmError, UnavailableError
 from ..wire.load import fullness
+from .account import Account
 
 _POLL_S = 0.25
 _ASK_S = 2.0
@@ -54,8 +55,7 @@ class Member:
     process: Process
     status: dict[str, Any] = field(default_factory=dict)
     """Its last answer of `/readyz`; empty: it does not answer."""
-    given: int = 0
-    """Current conversations through the router."""
+    account: Account = field(default_factory=Account)
     avoided: float = 0.0
     """Time on the loop's clock until which it is asked last."""
 
@@ -64,20 +64,10 @@ class Member:
         return bool(self.status.get("ready"))
 
     def fullness(self) -> float:
-        held = max(self.given, self.status.get("conversations", 0))
-        return fullness({**self.status, "conversations": held})
+        return fullness({**self.status, "conversations": self.account.held})
 
     def avoid(self) -> None:
         self.avoided = asyncio.get_running_loop().time() + _AVOIDED_S
-
-    @contextmanager
-    def holding(self) -> Iterator[None]:
-        """Counts a conversation of this engine while the context is open."""
-        self.given += 1
-        try:
-            yield
-        finally:
-            self.given -= 1
 
 
 class Kept:
@@ -159,7 +149,11 @@ class Fleet:
     def by_room(self) -> list[Member]:
         """The least loaded engine first; unready ones and those that were just busy last."""
         now = asyncio.get_running_loop().time()
-        return sorted(self.members, key=lambda one: (one.avoided > now, one.fullness(), one.given))
+
+        def order(one: Member) -> tuple[bool, float, int]:
+            return one.avoided > now, one.fullness(), one.account.given
+
+        return sorted(self.members, key=order)
 
     def authorization(self, given: str | None, member: Member) -> dict[str, str]:
         """The `Authorization` header for an engine: the client's key, or without keys the router's
@@ -198,7 +192,9 @@ class Fleet:
 
     async def look(self, member: Member) -> None:
         """Reads its load now."""
+        asked = member.account.asked()
         member.status = await self._status(member)
+        member.account.report(int(member.status.get("conversations") or 0), asked)
 
     async def look_at_all(self) -> None:
         """Reads the load of all engines that answer at once."""

@@ -68,7 +68,7 @@ async def _forwarded(request: web.Request, body: bytes) -> web.StreamResponse:
     refusals: list[web.Response] = []
     for member in fleet.by_room():
         speaks = request.path == SPEECH and request.method == "POST"
-        with member.holding() if speaks else nullcontext():
+        with member.account.giving() if speaks else nullcontext():
             try:
                 answer = await _asked(fleet, member, request, body)
             except aiohttp.ClientConnectorError:

@@ -187,6 +187,8 @@ class Tunnel:
             if answer is not None:
                 code = None if owner else _refused(answer, said)
                 if code is None:
+                    if self._dialect.keeps and '"type":"opened"' in answer:
+                        self._holding.enter_context(member.account.opened())
                     await self._to_client(answer, WSMsgType.TEXT)
                     return True
                 refusals[code] = answer
@@ -206,7 +208,8 @@ class Tunnel:
         Further messages of the client are forwarded and added to `said`, because another engine
         may have to get all of them.
         """
-        self._holding.enter_context(member.holding())  # before other clients choose an engine
+        # At once, before other clients choose an engine.
+        self._holding.enter_context(member.account.giving())
         engine = await self._fleet.dial(member, self._dialect.path, self._given)
         if engine is None:
             return None
@@ -348,10 +351,12 @@ class Tunnel:
     async def _leave(self) -> None:
         """Release the engine's socket."""
         engine, self._engine = self._engine, None
-        self._holding.close()
-        if engine is not None:
-            with suppress(OSError, aiohttp.ClientError, TimeoutError):
-                await engine.close()
+        try:
+            if engine is not None:
+                with suppress(OSError, aiohttp.ClientError, TimeoutError):
+                    await engine.close()
+        finally:  # not earlier: the engine frees the conversation before it closes its socket
+            self._holding.close()
 
 
 _SPOKEN = (WSMsgType.TEXT, WSMsgType.BINARY)

@@ -81,6 +81,22 @@ async def test_a_burst_of_calls_is_spread_before_the_engines_have_told_of_it():
         assert conversations(servers) == [5, 5]
 
 
+async def test_a_burst_is_spread_over_the_room_that_calls_of_others_leave():
+    """Also if the engines report in the middle of it."""
+    async with (
+        fleet(*two()) as (router, servers),
+        EngineClient(servers[0].url) as other,
+        EngineClient(router.url) as client,
+    ):
+        for _ in range(4):
+            await other.conversation()
+        await router.fleet.look_at_all()
+        burst = [client.conversation() for _ in range(8)]
+        looking = [router.fleet.look_at_all() for _ in range(8)]
+        await asyncio.gather(*(one for pair in zip(burst, looking, strict=True) for one in pair))
+        assert conversations(servers) == [6, 6]
+
+
 async def test_a_call_goes_where_there_is_more_room():
     async with (
         fleet(StandInEngine(slots=2), StandInEngine(slots=8)) as (router, servers),
@@ -128,7 +144,7 @@ async def test_an_open_that_one_engine_refuses_goes_to_the_next_and_then_is_refu
         EngineClient(router.url) as client,
     ):
         await full.conversation()
-        router.fleet.members[0].status["conversations"] = 0  # the router does not know of it yet
+        router.fleet.members[0].account.others = 0  # the router does not know of it yet
         await client.conversation()
         assert conversations(servers) == [1, 1]
         with pytest.raises(BusyError) as through:
