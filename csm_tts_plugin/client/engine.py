@@ -25,6 +25,7 @@ from ..errors import (
     UnavailableError,
 )
 from ..wire.load import fullness
+from ..wire.patience import patience
 from ..wire.protocol import STOCK_VOICE, InlineVoice, Open
 from .conversation import Chunk, Conversation, Utterance
 from .link import Link, LinkLost
@@ -159,11 +160,13 @@ class EngineClient:
         found = await asyncio.gather(*(ask(url) for url in self._urls))
         return [url for _, url in sorted(zip(found, self._urls, strict=True), key=itemgetter(0))]
 
-    async def _status_of(self, url: str, patience: float) -> dict[str, Any]:
+    async def _status_of(self, url: str, seconds: float) -> dict[str, Any]:
         try:
-            async with asyncio.timeout(patience):
-                async with self._http().get(f"{url}/readyz", headers=self._headers) as answer:
-                    return dict(await answer.json())
+            async with (
+                patience(seconds),
+                self._http().get(f"{url}/readyz", headers=self._headers) as answer,
+            ):
+                return dict(await answer.json())
         except (OSError, aiohttp.ClientError, ValueError, TypeError) as cause:
             raise _unreachable(url, cause) from None
 
@@ -175,7 +178,7 @@ class EngineClient:
     async def _dial(self, url: str) -> aiohttp.ClientWebSocketResponse:
         """Connect to an engine. Raises LinkLost if another try may succeed, else CsmError."""
         try:
-            async with asyncio.timeout(self._connect_timeout):
+            async with patience(self._connect_timeout):
                 return await self._http().ws_connect(
                     f"{url}/v1/stream",
                     headers=self._headers,

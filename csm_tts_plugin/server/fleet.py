@@ -19,12 +19,14 @@ from aiohttp import hdrs, web
 from ..config import Limits
 from ..errors import CsmError, UnavailableError
 from ..wire.load import fullness
+from ..wire.patience import patience
 from .account import Account
 
 _POLL_S = 0.25
 _ASK_S = 2.0
 """Timeout for requests that a local engine answers at once."""
-_CONNECT_S = 2.0
+CONNECT_S = 2.0
+"""Timeout for connecting to a local engine."""
 _MESSAGE_BYTES = 4 * 2**20
 _CLOSE_S = 1.0
 _AVOIDED_S = 1.0
@@ -108,6 +110,14 @@ class Kept:
             leaving.cancel()
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Limits the time to connect; aiohttp's own limit would count pauses of the router too."""
+
+    async def connect(self, *args: Any, **more: Any) -> Any:
+        async with patience(CONNECT_S):
+            return await super().connect(*args, **more)
+
+
 class Fleet:
     """`keys`: whether clients send a key, which is then the engines' key too."""
 
@@ -123,9 +133,9 @@ class Fleet:
     async def open(self) -> None:
         """Start to poll the engines; `aclose` stops it."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=_Connector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
+            timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,
         )
         self._following = [
@@ -177,7 +187,7 @@ class Fleet:
         """A WebSocket to an engine; None if the engine refuses one."""
         assert self._session is not None
         try:
-            async with asyncio.timeout(_CONNECT_S):
+            async with patience(CONNECT_S):
                 return await self._session.ws_connect(
                     f"{member.process.url}{path}",
                     headers=self.authorization(given, member),
@@ -209,7 +219,7 @@ class Fleet:
         headers = {hdrs.AUTHORIZATION: f"Bearer {member.process.key}"}
         try:
             async with (
-                asyncio.timeout(_ASK_S),
+                patience(_ASK_S),
                 self.request(member, "GET", "/metrics", headers=headers) as answer,
             ):
                 return await answer.text() if answer.status == 200 else None
@@ -219,7 +229,7 @@ class Fleet:
     async def _status(self, member: Member) -> dict[str, Any]:
         try:
             async with (
-                asyncio.timeout(_ASK_S),
+                patience(_ASK_S),
                 self.request(member, "GET", "/readyz") as answer,
             ):
                 return dict(await answer.json())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
@@ -15,6 +16,8 @@ from csm_tts_plugin.client.reply import Reply
 from csm_tts_plugin.config import Limits
 from csm_tts_plugin.errors import BusyError, UnavailableError
 from csm_tts_plugin.server.figures import merged
+from csm_tts_plugin.server.fleet import CONNECT_S
+from csm_tts_plugin.server.state import ServerState
 from csm_tts_plugin.voices.store import VoiceStore
 from tests.chaos.test_resume import SENTENCES, Listener, repeated, slowly
 from tests.server.conftest import limits_of, listen, serving, speaks
@@ -79,6 +82,25 @@ async def test_a_burst_of_calls_is_spread_before_the_engines_have_told_of_it():
     async with fleet(*two()) as (router, servers), EngineClient(router.url) as client:
         await asyncio.gather(*(client.conversation() for _ in range(10)))
         assert conversations(servers) == [5, 5]
+
+
+async def test_an_engine_is_not_late_because_the_router_paused(monkeypatch):
+    check, asked = ServerState.check_open, []
+
+    def checking(state):
+        if not asked:  # the first socket is about to be accepted
+            time.sleep(1.1 * CONNECT_S)
+        asked.append(state)
+        check(state)
+
+    monkeypatch.setattr(ServerState, "check_open", checking)
+    async with (
+        fleet(*two()) as (router, servers),
+        EngineClient(router.url, connect_timeout=60.0) as client,
+    ):
+        await asyncio.gather(*(client.conversation() for _ in range(10)))
+        assert conversations(servers) == [5, 5]
+        assert len(asked) == 20, "no other engine was tried: one socket and one opening for each"
 
 
 async def test_a_burst_is_spread_over_the_room_that_calls_of_others_leave():
