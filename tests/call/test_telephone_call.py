@@ -13,6 +13,7 @@ import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import soundfile
 import soxr
 
 from csm_tts_plugin.audio.detection import detect
+from csm_tts_plugin.client.engine import EngineClient
 from csm_tts_plugin.config import SAMPLE_RATE, EngineConfig, ServerConfig
 from csm_tts_plugin.server.supervisor import EngineProcess
 from livekit import api
@@ -27,15 +29,23 @@ from scripts.worker import Progress, Worker
 from tests.support import mulaw
 from tests.support.phone import NAME, NUMBER, TRUNK, Phone
 from tests.support.recordings import READER, path_of, words_of
-from tests.support.serve_recorded import EVENTS, Events
+from tests.support.serve_recorded import EVENTS, REHEARSED, REPEATED, Events
 from tests.support.waiting import LIMIT_S, until
 from tests.support.wording import errors, words
 
 pytestmark = [pytest.mark.call, pytest.mark.timeout(700)]
 
+HUNG_UP = "the caller hung up ("
+"""In the log."""
 CANARIES = (NUMBER, NUMBER[1:], TRUNK, TRUNK[1:], NAME)
 SAYS = READER[2]
 """5.3 s: enough for a reference."""
+GREETING = (
+    "Hello, you have reached the office of the harbour.",
+    "We are here at any time of the day and of the night.",
+    "Please tell me what is on your mind today.",
+)
+"""Long enough for the watermark: on a busy machine it begins only after 1.3 s."""
 
 
 @dataclass
@@ -107,12 +117,14 @@ def office(livekit_server, tmp_path_factory):
     command = (sys.executable, "-m", "tests.support.serve_recorded", "serve")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(EVENTS, str(folder / "events.jsonl"))
+        patch.setenv(REHEARSED, json.dumps(GREETING))
         patch.setenv("CSM_MODEL", "tiny")
         engine = EngineProcess(
             EngineConfig(model="tiny", device="cpu"), ServerConfig(port=0), command=command
         )
         with engine:
             url = engine.wait_ready(150)
+            asyncio.run(rehearse(url, engine.key))
             keys = {
                 "LIVEKIT_URL": livekit_server.url,
                 "LIVEKIT_API_KEY": livekit_server.key,
@@ -121,6 +133,7 @@ def office(livekit_server, tmp_path_factory):
                 "CSM_ENGINE_KEY": engine.key,
                 "AGENT_STT": "offline",
                 "AGENT_LLM": "offline",
+                "AGENT_GREETING": " ".join(GREETING),
                 "VOICE_SOURCE": "caller",
                 "LIVEKIT_LOG_LEVEL": "DEBUG",  # everything that LiveKit logs
             }
@@ -134,20 +147,19 @@ def office(livekit_server, tmp_path_factory):
                 yield Office(livekit_server, log, events, engine, url, figures)
 
 
-SURE = 0.9
-"""Confidence for one second that speech without a watermark does not reach."""
+async def rehearse(url: str, key: str) -> None:
+    """Lets the engine generate the greeting once."""
+    async with EngineClient(url, key=key, timeout=LIMIT_S) as client:
+        conversation = await client.conversation()
+        for n, sentence in enumerate(GREETING, 1):
+            async for _ in await conversation.say(sentence, more=n < len(GREETING)):
+                pass
 
 
-def marked(pcm: np.ndarray) -> bool:
-    """Whether any second of 16-bit samples at 8 kHz, without silent ends, carries the watermark.
-
-    Not the mean of all seconds: a gap, as on a busy machine, hides the watermark of its second.
-    """
+def without_ends(pcm: np.ndarray) -> np.ndarray:
+    """int16 [n] at 8 kHz without the silence before and after it."""
     loud = np.flatnonzero(np.abs(pcm.astype(np.int32)) > 200)
-    spoken = pcm[loud[0] : loud[-1]].astype(np.float32) / 32_768
-    found = detect(soxr.resample(spoken, mulaw.RATE, SAMPLE_RATE))
-    print("confidence", found.whole, found.seconds)
-    return max(found.seconds) > SURE
+    return pcm[loud[0] : loud[-1]]
 
 
 def speech(name: str) -> tuple[np.ndarray, int]:
@@ -172,28 +184,94 @@ async def reply_to(phone: Phone, name: str, frames: int) -> None:
     await until(lambda: phone.loud_frames(before) > frames, "a reply")
 
 
-async def test_a_call_from_ringing_to_a_hang_up_in_the_middle_of_a_sentence(office):
-    before = len(office.log)
+@dataclass(frozen=True)
+class Call:
+    """What was noted in a call from ringing to a hang-up in the middle of a sentence."""
+
+    office: Office
+    began: int
+    """The number of characters of the log before it."""
+    said_in_ringing: list[str]
+    heard_in_ringing: bool
+    greeting: np.ndarray
+    greetings: list[str]
+    """The ids of the greeting's utterances."""
+    turns: list[dict[str, Any]]
+    words: list[str]
+
+    @property
+    def log(self) -> str:
+        return self.office.log[self.began :]
+
+
+@pytest.fixture(scope="module")
+def call(office) -> Call:
+    return asyncio.run(whole_call(office))
+
+
+async def whole_call(office: Office) -> Call:
+    began, said = len(office.log), len(office.events.of("say"))
     async with office.dial("ringing") as phone:
-        await at_the_phone(office, before)
+        await at_the_phone(office, began)
         await until(lambda: phone.agent_state == "listening", "it waits")
-        assert office.events.of("say") == []
-        assert not phone.heard_speech
+        in_ringing = office.events.of("say")[said:], phone.heard_speech
         await phone.status("active")
         await greeting(phone)
-        assert marked(phone.heard), "what came over the line at 8 kHz is told as made"
+        heard, greetings = phone.heard, office.events.of("say")[said:]
         await reply_to(phone, SAYS, frames=50)
         await reply_to(phone, READER[4], frames=50)  # interrupts the first reply
         await until(lambda: phone.turns, "the figures of a turn")
         await phone.hang_up()
     await office.settled(phone)
+    await until(lambda: HUNG_UP in office.log[began:], "the log of the end")
+    return Call(office, began, *in_ringing, heard, greetings, phone.turns, phone.final_words)
+
+
+def test_nothing_is_said_while_it_rings(call):
+    assert call.said_in_ringing == []
+    assert not call.heard_in_ringing
+
+
+def test_what_comes_over_the_line_is_told_as_made(call):
+    assert all(id.startswith(REPEATED) for id in call.greetings), "as rehearsed: no gaps"
+    assert len(call.greetings) == len(GREETING)
+    heard = without_ends(call.greeting).astype(np.float32) / 32_768
+    found = detect(soxr.resample(heard, mulaw.RATE, SAMPLE_RATE))
+    print("confidence", found.whole, found.seconds)
+    assert found.marked
+
+
+def test_a_caller_is_understood_over_the_line(call):
     said = words(words_of(SAYS))
-    understood = words(" ".join(phone.final_words))[: len(said)]
+    understood = words(" ".join(call.words))[: len(said)]
     assert errors(understood, said) <= 0.4 * len(said)
-    assert not [canary for canary in CANARIES if canary in json.dumps(phone.turns)]
-    log = office.log[before:]
-    assert log.count("the caller hung up (") == 1
-    assert "Traceback" not in log
+
+
+def test_a_hang_up_in_the_middle_of_a_sentence_ends_the_call(call):
+    assert call.log.count(HUNG_UP) == 1
+    assert "Traceback" not in call.log
+
+
+def test_nobody_is_named_in_the_figures_of_a_turn(call):
+    assert call.turns
+    assert not [canary for canary in CANARIES if canary in json.dumps(call.turns)]
+
+
+def test_speech_from_a_telephone_is_marked_as_narrow(call):
+    """Whether or not it became a reference: the measured band counts, not the agent's 48 kHz."""
+    measured = [line for line in call.log.splitlines() if " band to " in line]
+    assert measured
+    assert all("narrow band to" in line for line in measured)
+
+
+def test_nobody_is_named_in_any_log_or_figure(call):
+    office = call.office
+    assert "RoomIO linked to participant" in call.log, "LiveKit's own lines are among them"
+    assert "received job request" in office.log
+    metrics = office.metrics()
+    assert "csm_utterances" in metrics
+    assert "csm_turns" in metrics
+    assert not [canary for canary in CANARIES if canary in office.log + metrics]
 
 
 async def test_a_caller_may_hang_up_while_it_rings(office):
@@ -204,22 +282,6 @@ async def test_a_caller_may_hang_up_while_it_rings(office):
     await until(lambda: "sip.callStatus was ringing" in office.log[before:], "it is known")
     await office.settled(phone)
     assert len(office.events.of("say")) == said
-
-
-def test_speech_from_a_telephone_is_marked_as_narrow(office):
-    """Whether or not it became a reference: the measured band counts, not the agent's 48 kHz."""
-    measured = [line for line in office.log.splitlines() if " band to " in line]
-    assert measured
-    assert all("narrow band to" in line for line in measured)
-
-
-def test_nobody_is_named_in_any_log_or_figure(office):
-    assert "RoomIO linked to participant" in office.log, "LiveKit's own lines are among them"
-    assert "received job request" in office.log
-    metrics = office.metrics()
-    assert "csm_utterances" in metrics
-    assert "csm_turns" in metrics
-    assert not [canary for canary in CANARIES if canary in office.log + metrics]
 
 
 async def in_the_greeting(phone: Phone) -> None:
@@ -270,10 +332,10 @@ async def test_a_caller_may_hang_up_at_any_time(office, phase, how):
         await phase(phone)
         if how == "hangup":
             await phone.status("hangup")
-            await until(lambda: "the caller hung up (" in office.log[before:], "it is known")
+            await until(lambda: HUNG_UP in office.log[before:], "it is known")
         await phone.hang_up()
     await office.settled(phone)
     log = office.log[before:]
-    assert log.count("the caller hung up (") == 1
+    assert log.count(HUNG_UP) == 1
     assert "Traceback" not in log
     assert not [canary for canary in CANARIES if canary in log]

@@ -3,29 +3,39 @@ per line in the file that ENGINE_EVENTS names.
 
 A cancel or a close is recorded after the engine received it: at most the frame that was being
 generated then may follow for its utterance.
+
+Texts of the JSON array ENGINE_REHEARSED are generated once. When they are said again, all of that
+sound is there at once, so that a machine too busy to generate in real time leaves no gap in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from csm_tts_plugin.commands import serve
 from csm_tts_plugin.commands.options import load_engine
-from csm_tts_plugin.engine.api import Audio
+from csm_tts_plugin.engine.api import Audio, Done, Reason
 
-EVENTS = "ENGINE_EVENTS"
+EVENTS, REHEARSED = "ENGINE_EVENTS", "ENGINE_REHEARSED"
+REPEATED = "repeated-"
+"""Begins the ids of utterances that were generated before."""
 
 
 class Recorded:
     """A `SpeechEngine` that records its requests and events."""
 
-    def __init__(self, engine, path):
+    def __init__(self, engine, path, rehearsed=()):
         self._engine = engine
+        self._rehearsed = {text: [] for text in rehearsed}
+        """All events of a text, once it was spoken to its end."""
+        self._numbers = itertools.count()
         self._file = open(path, "a", buffering=1)  # noqa: SIM115  open as long as the process runs
         self._lock = threading.Lock()
 
@@ -38,13 +48,32 @@ class Recorded:
         return conversation
 
     def say(self, conversation, text, sink, **more):
+        events = []
+
         def noted(event):
-            self._note("audio" if isinstance(event, Audio) else "ended", event.utterance)
+            self._note_event(event)
             sink(event)
+            events.append(event)
+            whole = isinstance(event, Done) and event.reason is Reason.END
+            if whole and text in self._rehearsed:
+                self._rehearsed[text] = events
+
+        if known := self._rehearsed.get(text):
+            return self._repeat(known, conversation, sink)
 
         with self._lock:  # so that none of its events is recorded before it
             utterance = self._engine.say(conversation, text, noted, **more)
             self._write("say", utterance, conversation)
+        return utterance
+
+    def _repeat(self, events, conversation, sink):
+        utterance = f"{REPEATED}{next(self._numbers)}"
+        with self._lock:
+            self._write("say", utterance, conversation)
+        for event in events:
+            again = replace(event, utterance=utterance)
+            self._note_event(again)
+            sink(again)
         return utterance
 
     def cancel(self, utterance):
@@ -54,6 +83,9 @@ class Recorded:
     def close(self, conversation):
         self._engine.close(conversation)
         self._note("close", conversation)
+
+    def _note_event(self, event):
+        self._note("audio" if isinstance(event, Audio) else "ended", event.utterance)
 
     def _note(self, what, of):
         with self._lock:
@@ -96,7 +128,8 @@ class Events:
 
 
 def make_engine(config):
-    return Recorded(load_engine(config), os.environ[EVENTS])
+    rehearsed = json.loads(os.environ.get(REHEARSED, "[]"))
+    return Recorded(load_engine(config), os.environ[EVENTS], rehearsed)
 
 
 if __name__ == "__main__":
