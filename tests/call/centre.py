@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,12 +26,13 @@ from scripts.livekit_server import LiveKitServer
 from scripts.setup_tools import ROOT
 from tests.call.running import OURS
 from tests.support import waiting
-from tests.support.endpoint import completion, endpoint
+from tests.support.endpoint import completion, endpoint, event
 
 LIMIT_S = 240.0
 """Limit of every wait; high, because the machine may be busy."""
 _LOUD = 0.003 * 32768
 _RATE = 24_000
+_ALIVE_S = 0.5
 
 
 until = partial(waiting.until, limit_s=LIMIT_S)
@@ -140,8 +142,8 @@ class Caller:
             track=track, sample_rate=_RATE, num_channels=1, frame_size_ms=20
         )
         loud_at = time.monotonic()
-        async for event in stream:
-            pcm = np.frombuffer(event.frame.data, np.int16).astype(np.float32)
+        async for heard in stream:
+            pcm = np.frombuffer(heard.frame.data, np.int16).astype(np.float32)
             if np.sqrt(np.mean(pcm**2)) > _LOUD:
                 self.heard_s += len(pcm) / _RATE
                 now = time.monotonic()
@@ -203,12 +205,42 @@ async def _taken(server: LiveKitServer, call: AsyncExitStack) -> Caller:
         await call.aclose()
 
 
-def parrot() -> AbstractContextManager[str]:
-    """An OpenAI-compatible LLM that repeats the last message; its address."""
+class Parrot:
+    """An OpenAI-compatible LLM that repeats the last message."""
 
-    def answer(body: bytes) -> bytes:
+    def __init__(self) -> None:
+        self.url = ""
+        self._held: dict[str, threading.Event] = {}
+
+    @contextmanager
+    def holding(self, words: str) -> Iterator[threading.Event]:
+        """Replies stop before these words until the yielded event is set."""
+        goes_on = self._held[words] = threading.Event()
+        try:
+            yield goes_on
+        finally:
+            goes_on.set()
+            del self._held[words]
+
+    def answer(self, body: bytes) -> Iterator[bytes]:
         said = json.loads(body)["messages"][-1]["content"]
         text = said if isinstance(said, str) else said[0]["text"]
-        return completion([{"role": "assistant", "content": f"{w} "} for w in text.split()])
+        for words, goes_on in list(self._held.items()):
+            before, found, text = text.partition(words)
+            yield _words(before)
+            while found and not goes_on.wait(_ALIVE_S):
+                yield b": still thinking\n\n"  # else the agent takes it for lost
+            text = found + text
+        yield _words(text)
+        yield completion([])
 
-    return endpoint(answer)
+
+def _words(text: str) -> bytes:
+    return b"".join(event({"role": "assistant", "content": f"{w} "}) for w in text.split())
+
+
+@contextmanager
+def parrot() -> Iterator[Parrot]:
+    made = Parrot()
+    with endpoint(made.answer) as made.url:
+        yield made

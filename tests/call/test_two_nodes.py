@@ -48,7 +48,7 @@ async def test_a_worker_at_one_node_takes_the_calls_of_both(nodes, quick_engine,
     first, second = nodes
     with parrot() as llm:
         models = {"AGENT_STT": "openai:none", "AGENT_LLM": "openai:parrot"}
-        env = {**first.keys, **quick_engine, **models, "OPENAI_BASE_URL": llm}
+        env = {**first.keys, **quick_engine, **models, "OPENAI_BASE_URL": llm.url}
         worker = AgentWorker(tmp_path / "worker.log", env, tmp_path / "figures")
         with worker.child:
             worker.wait_ready()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from tests.support.pages import Handler, answering
 
-Answer = Callable[[bytes], bytes | None]
-"""Maps a request's body to the events of the response; None gives status 500."""
+Answer = Callable[[bytes], bytes | Iterable[bytes] | None]
+"""Maps a request's body to the events of the response, complete or in parts that are sent when they
+are known; None gives status 500."""
+_EVENTS = "text/event-stream"
 
 
 def event(delta: dict, reason: str | None = None) -> bytes:
@@ -30,8 +32,11 @@ def endpoint(answer: Answer) -> Iterator[str]:
 
     class Endpoint(Handler):
         def do_POST(self) -> None:
-            body = answer(self.body())
-            self.answer(500 if body is None else 200, body or b"", "text/event-stream")
+            told = answer(self.body())
+            if told is None or isinstance(told, bytes):
+                self.answer(500 if told is None else 200, told or b"", _EVENTS)
+            else:
+                self.stream(told, _EVENTS)
 
     with answering(Endpoint) as address:
         yield f"{address}/v1"
