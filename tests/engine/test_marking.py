@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from csm_tts_plugin.audio.detection import detect
+from csm_tts_plugin.audio.detection import SECOND_MARKED, detect
 from csm_tts_plugin.audio.watermark import DELAY, marked
 from csm_tts_plugin.config import FRAME_SAMPLES, FRAME_SECONDS, EngineConfig
 from csm_tts_plugin.engine.api import Audio, Done, Reason, Sampling
@@ -234,5 +234,5 @@ def test_speech_of_tiny_is_detected_and_without_it_not(tiny):
         found[watermark] = detect(np.concatenate([event.samples for event in heard.audio]))
         engine.stop()
     assert found["perth"].whole > 0.8
-    assert min(found["perth"].seconds[1:]) > 0.9
+    assert min(found["perth"].seconds[1:]) > SECOND_MARKED
     assert found["off"].whole < 0.3
