@@ -17,7 +17,7 @@ import wave
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import pins
@@ -191,28 +191,28 @@ def more_speakers() -> Step:
 
 
 def prompts() -> Step:
-    folder = TOOLS / pins.PROMPTS_FOLDER
-    names = [recording.name for part in pins.PROMPTS.values() for recording in part]
-    return Step(
-        "prompts",
-        "recorded speech of two women (21 MB), for tests and measurements of voices",
-        repr(pins.PROMPTS),
-        tuple(folder / f"{name}.wav" for name in names),
-        lambda tools: _install_prompts(tools, folder, pins.PROMPTS, pins.PROMPTS_ABOUT),
-        optional=True,
-        for_tests=True,
-    )
+    why = "recorded speech of two women (21 MB), for tests and measurements of voices"
+    step = _prompts("prompts", why, pins.PROMPTS_FOLDER, pins.PROMPTS, pins.PROMPTS_ABOUT)
+    return replace(step, for_tests=True)
 
 
 def more_prompts() -> Step:
-    folder = TOOLS / pins.MORE_PROMPTS_FOLDER
-    names = [recording.name for part in pins.MORE_PROMPTS.values() for recording in part]
+    why = "recorded speech of a man and a woman more (23 MB), for measurements of voices"
+    packages, about = pins.MORE_PROMPTS, pins.MORE_PROMPTS_ABOUT
+    return _prompts("more-prompts", why, pins.MORE_PROMPTS_FOLDER, packages, about)
+
+
+def _prompts(
+    name: str, why: str, place: str, packages: Mapping[str, Sequence[pins.Recording]], about: str
+) -> Step:
+    """Recordings in Debian's packages, without which set-up goes on."""
+    folder = TOOLS / place
     return Step(
-        "more-prompts",
-        "recorded speech of a man and a woman more (23 MB), for measurements of voices",
-        repr(pins.MORE_PROMPTS),
-        tuple(folder / f"{name}.wav" for name in names),
-        lambda tools: _install_prompts(tools, folder, pins.MORE_PROMPTS, pins.MORE_PROMPTS_ABOUT),
+        name,
+        why,
+        repr(packages),
+        tuple(folder / f"{one.name}.wav" for part in packages.values() for one in part),
+        lambda tools: _install_prompts(tools, folder, packages, about),
         optional=True,
     )
 

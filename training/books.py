@@ -17,7 +17,7 @@ UNREACHABLE = 1e3
 
 
 def displace(codec: MimiModel) -> None:
-    """Put the phonetic entries out of the encoder's reach, until `phonetic.place`."""
+    """Put the entries for speaking out of the encoder's reach, until `phonetic.place`."""
     for book in books_of(codec):
         phonetic.put(book, torch.full_like(book.embed_sum[ENCODED:], UNREACHABLE))
 

@@ -24,7 +24,7 @@ RARE_SHARE = 0.25
 rare sounds: the diphthong of `voice` is 0.08 % of the frames."""
 ENCODED_SHARE = 0.15
 """Share of crops of encoded speech that keep the encoder's codebook 0, so that a recording still
-passes through the codec; the others get phonetic codes."""
+passes through the codec; the others get codes for speaking."""
 STOCK_SHARE = 0.8
 """Share of crops with the stock voice, if there are other voices."""
 

@@ -127,7 +127,7 @@ def vocode(
 
     *envelopes, phase, f0 = parts
     spectra = [np.ascontiguousarray(x, np.float32) for x in envelopes]
-    plain = dsp.pulses
+    plain = dsp.pulses  # `synth` takes no pulses, so they are exchanged for this call
     try:
         if periods is not None:
             dsp.pulses = lambda curve: aligned_pulses(curve, periods)

@@ -26,7 +26,7 @@ FRAME = 1920
 CODEBOOKS = 4
 CODES = 1024
 ENCODED = 512
-"""The encoder chooses codes below this one. Those from it on are phonetic: see `phonetic.py`."""
+"""The encoder chooses codes below this one; the others are for speaking: see `prosodic.py`."""
 VOCAB = CODES + 3
 """Codec codes, two spare ids, and the padding id."""
 END = 0
@@ -79,8 +79,8 @@ GENERATION = {
     "temperature": 0.2,
     "top_k": 20,
     "max_new_tokens": 160,
-    # The context that the engine gives the model (`ContextBounds`): none. It speaks only in its
-    # stock voice, and its word error rate rises after other voices and after turns of a call.
+    # The context that the engine gives the model (`ContextBounds`): none but its own reference. It
+    # was not trained on turns of a call, and two of seven people got the pitch of the other sex.
     "csm_context": {"turns": 0, "reference_seconds": 0},
     "depth_decoder_do_sample": True,
     "depth_decoder_temperature": 0.3,

@@ -24,7 +24,8 @@ from training import (
     teacher,
     texts,
 )
-from training.spec import AUDIO, AUDIO_END, CODEBOOKS, ENCODED, EOS, FRAME, WIDTH
+from training.prosodic import SIZES
+from training.spec import AUDIO, AUDIO_END, CODEBOOKS, ENCODED, EOS, FRAME, VOCAB, WIDTH
 
 
 def utterance(frames: int, seed: int = 0) -> dict:
@@ -329,3 +330,18 @@ def test_curves_are_read_from_what_trainers_print():
     drawn = curves.read(log)
     assert drawn == {"loss": [(50, 2.5)], "heard": [(50, 0.25)], "heard (held out)": [(50, 0.3)]}
     assert curves.smooth([(1, 1.0), (2, 3.0)]) == [(1, 1.0), (2, 2.0)]
+
+
+def test_codes_of_near_pitches_begin_alike():
+    model = lm.new_model(1)
+    lm.teach_voices(model)
+    table = model.backbone_model.embed_tokens.embed_audio_tokens.weight
+    head = model.depth_decoder.codebooks_head.weight[0].T
+
+    def likeness(some: torch.Tensor, one: int, other: int) -> float:
+        return torch.cosine_similarity(some[one], some[other], dim=0).item()
+
+    for rows in (table[VOCAB:], head):
+        low, next_, high = (ENCODED + pitch * SIZES for pitch in (5, 6, 25))
+        assert likeness(rows, low, next_) > 0.5 > likeness(rows, low, high)
+        assert likeness(rows, low, low + 1) > likeness(rows, low, low + SIZES - 1)
