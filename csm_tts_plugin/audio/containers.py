@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     Samples = npt.NDArray[np.float32]
 
 _TIME_S = 20.0
+"""Limit of the processor time."""
+_WAIT_S = 120.0
+"""Limit of the wait for it: on a busy machine a sound file of a minute took more than 20 s."""
 _MEMORY_BYTES = 768 * 2**20
 _at_once = threading.BoundedSemaphore(2)
 _BROKEN_MOST = 8
@@ -37,6 +40,10 @@ _BROKEN_MOST = 8
 _REFUSED = 3
 """Exit code of the child: stdout holds the cause."""
 FORMATS = "WAV, FLAC, OGG, MP3, M4A or WebM"
+_LATE = (
+    f"Decoding the recording was not done after {_WAIT_S:.0f} s: the machine is too busy. "
+    "Try again, or save it as 16-bit WAV."
+)
 _BROKEN = (
     f"The recording is not a {FORMATS} file that can be decoded: it is broken or of a rare kind; "
     "save it again as 16-bit WAV."
@@ -87,11 +94,13 @@ def by_libav(data: bytes, container: str, bounds: Bounds) -> Samples:
                 [sys.executable, *_child(), container, *limits],
                 input=data,
                 capture_output=True,
-                timeout=_TIME_S,
+                timeout=_WAIT_S,
                 env=_child_environment(),
                 check=False,
             )
-    except (OSError, subprocess.TimeoutExpired):
+    except subprocess.TimeoutExpired:
+        raise AudioError(_LATE) from None
+    except OSError:
         raise AudioError(_BROKEN) from None
     if done.returncode == _REFUSED:
         raise AudioError(done.stdout.decode(errors="replace"))

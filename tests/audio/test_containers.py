@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from csm_tts_plugin.audio import containers
+from csm_tts_plugin.audio.bounds import Bounds
 from csm_tts_plugin.audio.reference import (
     decode_reference,
     encode_wav,
     load_reference,
     to_reference,
 )
-from csm_tts_plugin.config import SAMPLE_RATE
+from csm_tts_plugin.config import SAMPLE_RATE, Limits
 from csm_tts_plugin.errors import AudioError
 from tests.audio.test_audio_reference import encoded, tone
 
@@ -135,13 +136,23 @@ def test_a_header_that_makes_tables_of_gigabytes_ends_in_its_own_process():
     assert containers_peak() - before < 64 * 2**20
 
 
-def test_a_decoder_that_dies_or_hangs_is_an_audio_error(monkeypatch):
-    data = made("mp3", "libmp3lame", 44_100)
-    for code in ("import os; os.abort()", "import time; time.sleep(60)"):
-        monkeypatch.setattr(containers, "_TIME_S", 2.0)
-        monkeypatch.setattr(containers, "_child", lambda code=code: ["-c", code])
-        with pytest.raises(AudioError, match="can be decoded"):
-            decode_reference(data)
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [("import os; os.abort()", "can be decoded"), ("import time; time.sleep(60)", "too busy")],
+)
+def test_a_decoder_that_dies_or_hangs_is_an_audio_error(monkeypatch, code, told):
+    monkeypatch.setattr(containers, "_WAIT_S", 2.0)
+    monkeypatch.setattr(containers, "_child", lambda: ["-c", code])
+    with pytest.raises(AudioError, match=told):
+        decode_reference(made("mp3", "libmp3lame", 44_100))
+
+
+def test_a_decoder_that_gets_little_of_the_processor_is_waited_for(monkeypatch):
+    monkeypatch.setattr(containers, "_TIME_S", 0.1)
+    code = "import sys, time; time.sleep(1); sys.stdout.buffer.write(bytes(4) * 24000)"
+    monkeypatch.setattr(containers, "_child", lambda: ["-c", code])
+    bounds = Bounds.of_references(Limits())
+    assert len(containers.by_libav(b"any file", "mp3", bounds)) == SAMPLE_RATE
 
 
 def test_mutated_files_give_sound_or_an_audio_error():
