@@ -11,7 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.tools/pycache
 endif
 
-export PORT CALLER CSM_MODEL CSM_DEVICE CSM_ENGINE_URL AGENT_STT AGENT_LLM VOICE_SOURCE
+# No `export` of settings: make passes on variables of its command line and of the environment by
+# itself. `export` would set all others to empty ones, which have precedence over .env.
 
 .PHONY: call web test test-oldest setup setup-call check bench pictures serve soak lock clean help
 

@@ -95,7 +95,7 @@ class EngineConfig:
     slots: int = 8
     """Utterances spoken at the same time."""
     queue: int = 16
-    """Utterances that may wait for a slot."""
+    """Conversations that may wait for a slot."""
     cuda_graphs: bool = True
     max_context: int | None = None
     """Positions of one conversation; None: as many as the model has."""

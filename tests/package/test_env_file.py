@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -75,3 +76,14 @@ def test_the_worker_says_so(tmp_path):
     assert ran.returncode == 1
     assert ran.stderr.startswith("agent: .env is not UTF-8")
     assert ran.stderr.count("\n") == 1
+
+
+def test_every_variable_of_the_operations_page_is_in_the_example():
+    table = (ROOT / "docs" / "operations.md").read_text().split("## Variables")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([A-Z][A-Z_]+)`", row)}
+    example = (ROOT / ".env.example").read_text()
+    shown = set(re.findall(r"^#? ?([A-Z_]+)=", example, re.MULTILINE))
+    assert named <= shown
+    telemetry = {name for name in shown if name.startswith("OTEL_")}
+    assert shown - telemetry <= named
