@@ -58,8 +58,10 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _ENGINE_PACKAGES:
             raise
+        from .errors import install
+
         raise ImportError(
-            f'{name} needs {error.name}; `pip install "csm-tts-plugin[engine]"`.', name=error.name
+            f"{name} needs {error.name}; {install('engine')}.", name=error.name
         ) from None
 
 

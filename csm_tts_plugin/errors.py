@@ -111,3 +111,9 @@ CODES = tuple(_BY_CODE)
 def from_code(code: str, message: str, *, retry_after: float | None = None) -> CsmError:
     """The exception for an error reported by a peer; `CsmError` for an unknown code."""
     return _BY_CODE.get(code, CsmError)(message, retry_after=retry_after)
+
+
+def install(extra: str = "") -> str:
+    """How to install this package with `extra`, as part of a message; it is in no package index."""
+    what = f'".[{extra}]"' if extra else "."
+    return f"`pip install {what}` in the checkout of csm-tts-plugin"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import Counter, Histogram
 
 from .config import TelemetryConfig, figures_folder
-from .errors import ConfigError
+from .errors import ConfigError, install
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -79,7 +79,7 @@ def begin(service: str, config: TelemetryConfig | None = None) -> TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         raise ConfigError(
-            "Spans need opentelemetry; `pip install csm-tts-plugin[telemetry]`, or leave"
+            f"Spans need opentelemetry; {install('telemetry')}, or leave"
             " OTEL_EXPORTER_OTLP_ENDPOINT empty."
         ) from None
     name = {} if config.names_service else {SERVICE_NAME: service}

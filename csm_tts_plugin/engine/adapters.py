@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..errors import ConfigError, ModelLoadError
+from ..errors import ConfigError, ModelLoadError, install
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _CHECKPOINT = "config.json"
@@ -68,8 +68,7 @@ def merge(model: Any, name: str) -> Any:
         import peft
     except ImportError:
         raise ConfigError(
-            "An adapter needs PEFT: pip install 'csm-tts-plugin[adapters]', or leave CSM_ADAPTER"
-            " out."
+            f"An adapter needs PEFT: {install('adapters')}, or leave CSM_ADAPTER out."
         ) from None
     folder = adapter_folder(name)
     _check_kind(name, folder)

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, CsmError
+from ..errors import ConfigError, CsmError, install
 
 Samples = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
@@ -35,7 +35,7 @@ def require_packages() -> None:
 def missing_packages(*names: str) -> ConfigError:
     return ConfigError(
         f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not installed;"
-        ' `pip install "csm-tts-plugin[engine]"`, or name a running engine by CSM_ENGINE_URL.'
+        f" {install('engine')}, or name a running engine by CSM_ENGINE_URL."
     )
 
 

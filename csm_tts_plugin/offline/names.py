@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 
 from ..config import AgentConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, install
 
 
 def check_names(config: AgentConfig, env: Mapping[str, str]) -> None:
@@ -32,6 +32,4 @@ def check_installed(config: AgentConfig) -> None:
                 needs = {"livekit.plugins.openai": "agent", "xllamacpp": "offline"}
         for module, extra in needs.items():
             if importlib.util.find_spec(module) is None:
-                raise ConfigError(
-                    f'{variable}={name} needs {module}; `pip install "csm-tts-plugin[{extra}]"`.'
-                )
+                raise ConfigError(f"{variable}={name} needs {module}; {install(extra)}.")

@@ -164,7 +164,7 @@ def test_its_name_is_told_and_not_its_path(saved, adapter):
 
 def test_without_peft_it_says_which_extra(saved, adapter, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    assert "csm-tts-plugin[adapters]" in refused(saved, adapter, ConfigError)
+    assert '`pip install ".[adapters]"` in the checkout' in refused(saved, adapter, ConfigError)
 
 
 def test_a_folder_that_is_not_there(saved, tmp_path):

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import re
+import tomllib
 
 import pytest
 
 from csm_tts_plugin import errors
-from csm_tts_plugin.errors import BusyError, CsmError, EngineError, NumericError, from_code
+from csm_tts_plugin.errors import (
+    BusyError,
+    CsmError,
+    EngineError,
+    NumericError,
+    from_code,
+    install,
+)
+from scripts.setup_tools import ROOT
 
 TREE = [
     value
@@ -52,3 +62,14 @@ def test_the_tree_in_the_docstring_is_the_tree():
 
 def test_nobody_needs_a_retry_time():
     assert BusyError("Full.").retry_after is None
+
+
+def test_messages_install_from_the_checkout_and_only_extras_that_exist():
+    """The package is in no index, where `pip install csm-tts-plugin` would find it."""
+    assert install() == "`pip install .` in the checkout of csm-tts-plugin"
+    assert install("engine") == '`pip install ".[engine]"` in the checkout of csm-tts-plugin'
+    code = "".join(path.read_text() for path in (ROOT / "csm_tts_plugin").rglob("*.py"))
+    assert "pip install csm" not in code.replace('"', "").replace("'", "")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = set(re.findall(r"""\binstall\(["']([a-z]+)["']""", code))
+    assert {"engine"} < named <= set(project["optional-dependencies"])

@@ -18,6 +18,7 @@ from tests.server.conftest import serving
 
 pytestmark = pytest.mark.timeout(600)
 
+INSTALL = '`pip install ".[engine]"` in the checkout of csm-tts-plugin'
 WHEEL_MB, INSTALLED_MB = 60, 400
 SHIPPED = ("csm_tts_plugin", "livekit", "pyproject.toml", "README.md", "LICENSE")
 ALONE = {"CSM_ENGINE_URL": "", "CSM_MODEL": "tiny", "PATH": "/usr/bin:/bin"}
@@ -141,9 +142,9 @@ async def test_the_base_install_speaks_through_an_engine_elsewhere_and_says_what
     assert said["seconds"] > 0.1
     assert said["alone"] == (
         "torch, transformers, safetensors are not installed;"
-        ' `pip install "csm-tts-plugin[engine]"`, or name a running engine by CSM_ENGINE_URL.'
+        f" {INSTALL}, or name a running engine by CSM_ENGINE_URL."
     )
-    assert said["library"] == 'load_csm_1b needs torch; `pip install "csm-tts-plugin[engine]"`.'
+    assert said["library"] == f"load_csm_1b needs torch; {INSTALL}."
 
 
 @pytest.mark.parametrize("words", [("serve",), ("say", "Hello."), ("detect", "speech.wav")])
@@ -151,7 +152,7 @@ def test_commands_that_need_an_engine_say_what_to_install(place, words):
     (place / "speech.wav").write_bytes(b"")
     said = command(place, *words, code=2)
     assert len(said.splitlines()) == 1
-    assert 'not installed; `pip install "csm-tts-plugin[engine]"`' in said
+    assert f"not installed; {INSTALL}" in said
 
 
 def test_the_console_script_knows_its_version_and_its_commands(place):
