@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from csm_tts_plugin.commands import serve
+from csm_tts_plugin.config import AgentConfig, EngineConfig, HubConfig, ServerConfig
 from scripts.setup_tools import TOOLS
 from tests.package.test_imports import BLOCKER, python
 
@@ -123,7 +124,9 @@ def pins(path: Path) -> set[str]:
 def test_the_images_packages_are_those_of_the_project():
     whole = pins(ROOT / "requirements.txt")
     engine, agent = (pins(DEPLOY / f"requirements-{name}.txt") for name in FINAL)
-    assert {pin for pin in whole if not pin.startswith("torchaudio")} == engine | agent
+    (peft,) = (pin for pin in pins(ROOT / "requirements-dev.txt") if pin.startswith("peft"))
+    assert peft in engine, "compose passes CSM_ADAPTER on, which needs it"
+    assert {pin for pin in whole if not pin.startswith("torchaudio")} == (engine | agent) - {peft}
     assert not {pin for pin in engine if pin.startswith("livekit")}
     assert not {pin for pin in agent if pin.startswith(("torch", "transformers"))}
 
@@ -205,12 +208,52 @@ def test_every_variable_is_explained_in_the_example():
         assert ours <= known
 
 
+FIXED = {"LIVEKIT_URL", "CSM_ENGINE_URL", "CSM_VOICES_DIR", "AGENT_HEALTH", "AGENT_METRICS_PORT",
+         "PROMETHEUS_MULTIPROC_DIR"}  # fmt: skip
+"""Variables whose values in a container follow from the compose file or the Dockerfile."""
+OUTSIDE = {"CALLER", "PORT", "WEB_HOST", "WEB_LIVEKIT_URL", "OTEL_SERVICE_NAME"}
+"""Variables of commands outside containers; and a name that engine and agent would share."""
+
+
+def test_a_setting_of_env_reaches_the_containers():
+    example = (ROOT / ".env.example").read_text()
+    known = set(re.findall(r"^#? ?([A-Z_]+)=", example, re.MULTILINE)) - FIXED - OUTSIDE
+    services = compose()["services"]
+    passed = {
+        name
+        for service in services.values()
+        for value in environment(service).values()
+        for name in VARIABLE.findall(value)
+    }
+    assert known == passed
+
+
+def test_a_setting_left_out_of_env_is_the_default_in_a_container():
+    services = compose()["services"]
+    left = {
+        name: {
+            key: re.sub(r"^\$\{[A-Z_]+(:-|:\?)?(.*)\}$", r"\2", value)
+            for key, value in environment(services[name]).items()
+            if ":?" not in value and "KEY" not in key
+        }
+        for name in FINAL
+    }
+    assert EngineConfig.from_env(left["engine"]) == EngineConfig()
+    assert ServerConfig.from_env(left["engine"]) == ServerConfig()
+    assert HubConfig.from_env(left["engine"]).endpoint == HubConfig().endpoint
+    agent = AgentConfig.from_env({**left["agent"], "AGENT_METRICS_PORT": ""})
+    default = AgentConfig()
+    assert (agent.instructions, agent.greeting) == (default.instructions, default.greeting)
+    assert (agent.voice_source, agent.agent_name) == (default.voice_source, default.agent_name)
+
+
 def test_the_engine_has_the_gpu_and_both_may_finish_what_they_say():
     services = compose()["services"]
     (device,) = services["engine"]["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
     assert services["engine"]["stop_grace_period"] == "40s"
-    assert services["agent"]["stop_grace_period"] == "1h"
+    # LiveKit's worker finishes its calls within 3600 s; a runtime that waits no longer kills it.
+    assert services["agent"]["stop_grace_period"] == "61m"
     assert services["agent"]["depends_on"]["engine"]["condition"] == "service_healthy"
 
 

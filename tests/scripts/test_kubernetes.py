@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from csm_tts_plugin.config import DEFAULT_PORT, Limits
+from csm_tts_plugin.config import DEFAULT_PORT, AgentConfig, Limits
 from scripts.setup_tools import ROOT
 
 FOLDER = ROOT / "deploy" / "k8s"
@@ -119,6 +119,13 @@ def test_variables_are_ours_and_secrets_come_by_reference(key):
             secret = variable["name"].endswith(("KEY", "SECRET", "TOKEN"))
             assert ("secretKeyRef" in variable.get("valueFrom", {})) >= secret, variable["name"]
     assert not [key for key in BASE if key[0] == "Secret"]
+
+
+def test_the_agents_texts_and_voice_can_be_set_and_are_the_defaults():
+    (container,) = pods()["Deployment", "csm-agent"]["containers"]
+    given = {variable["name"]: variable.get("value") for variable in container["env"]}
+    names = ("AGENT_NAME", "AGENT_INSTRUCTIONS", "AGENT_GREETING", "VOICE_SOURCE")
+    assert AgentConfig.from_env({name: given[name] for name in names}) == AgentConfig()
 
 
 def test_the_engine_may_finish_what_it_says():
