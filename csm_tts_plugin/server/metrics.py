@@ -23,7 +23,7 @@ from ..errors import CODES
 from ..version import __version__
 
 _FIRST_AUDIO = (0.01, 0.025, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.0, 10.0)
-_FRAME_GAP = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.16, 0.32, 0.64, 1.28, 2.56)
+_FRAME_GAP = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.16, 0.32, 0.64, 0.72, 0.96, 1.28, 2.56)
 _QUEUED = (0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 _GAUGES = {
@@ -54,7 +54,7 @@ class Metrics:
         self.frame_gap = _histogram(
             registry,
             "frame_gap",
-            "Between one piece of an utterance's sound and the next",
+            "Between one frame of an utterance's sound and the next; 0 within a chunk of the codec",
             _FRAME_GAP,
         )
         self.queue = _histogram(registry, "queue", "From a sentence accepted to its slot", _QUEUED)

@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 from csm_tts_plugin.commands import serve
-from csm_tts_plugin.config import AgentConfig, EngineConfig, HubConfig, ServerConfig
+from csm_tts_plugin.config import FRAME_SECONDS, AgentConfig, EngineConfig, HubConfig, ServerConfig
+from csm_tts_plugin.engine.chunks import LENGTHS
+from csm_tts_plugin.server.metrics import Metrics
 from scripts.setup_tools import TOOLS
 from tests.package.test_imports import BLOCKER, python
 
@@ -296,6 +299,20 @@ def test_prometheus_asks_where_compose_lets_it():
     livekit = yaml.safe_load((DEPLOY / "livekit.yaml").read_text())
     assert targets["livekit"] == [f"127.0.0.1:{livekit['prometheus']['port']}"]
     assert jobs[0]["authorization"]["credentials_file"] in str(services["prometheus"]["entrypoint"])
+
+
+def test_an_engine_that_decodes_in_chunks_sets_off_no_alert_about_frame_gaps():
+    """Thresholds: two of the longest chunks, where the histogram has a bound; a frame's length."""
+    (group,) = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
+    limits = {
+        rule["alert"]: float(rule["expr"].rpartition(">")[2])
+        for rule in group["rules"]
+        if "csm_frame_gap" in rule["expr"]
+    }
+    longest = max(LENGTHS) * FRAME_SECONDS
+    assert limits == {"EngineTooSlow": FRAME_SECONDS, "EngineStalls": 2 * longest}
+    served = generate_latest(Metrics().registry).decode()
+    assert f'csm_frame_gap_seconds_bucket{{le="{2 * longest}"}}' in served
 
 
 def test_the_panels_of_the_dashboard_are_whole_and_do_not_overlap():
