@@ -206,15 +206,15 @@ class TTS(tts.TTS[Any]):
         self._call.open_ahead()
 
     async def engine_facts(self) -> dict[str, str]:
-        """Participant attributes of the engine, once it is ready: `csm.model`, `csm.device`, and
-        `csm.clones`, `true` or `false` (not there with an older engine).
+        """Participant attributes of the engine, once it is ready: `csm.model`, `csm.device`,
+        `csm.clones`, `true` or `false` (not there with an older engine), and `csm.follows`, what
+        replies take from a voice that the model does not clone (only if there is something).
 
         Raises CsmError without an engine.
         """
         status = await (await self._engine.client()).status()
-        facts = {
-            f"csm.{name}": str(status[name]) for name in ("model", "device") if status.get(name)
-        }
+        named = ("model", "device", "follows")
+        facts = {f"csm.{name}": str(status[name]) for name in named if status.get(name)}
         if isinstance(status.get("clones"), bool):
             facts["csm.clones"] = "true" if status["clones"] else "false"
         return facts

@@ -103,8 +103,9 @@ def _shade(axes: Any, report: Report) -> None:
 
 def _legend(axis: Any, report: Report) -> None:
     entries = [Patch(color=CALLER, label="caller"), Patch(color=STOCK, label="agent, stock voice")]
-    if report.clones:
-        entries.append(Patch(color=CLONED, label="agent, the caller's voice"))
+    if report.clones or report.follows is not None:
+        taken = "voice" if report.clones else report.follows
+        entries.append(Patch(color=CLONED, label=f"agent, the caller's {taken}"))
     entries.append(Patch(color=WAIT, alpha=0.4, label="end of speech to first reply sample"))
     columns = len(entries)
     axis.legend(

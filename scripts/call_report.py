@@ -53,6 +53,7 @@ def build(events: list[Event], wav: Path) -> Report:
         model=facts.get("model", ""),
         device=facts.get("device", ""),
         clones=facts.get("clones") != "false",
+        follows=facts.get("follows") or None,
         versions=_versions(),
         seconds=len(sound) / rate,
         sound=sound,
@@ -184,11 +185,20 @@ def timeline(report: Report) -> str:
         gaps = sum(turn.underruns for turn in report.turns)
         lines.append(f"End of speech to first reply sample: median {middle:.2f} s. Gaps: {gaps}.")
     if not report.clones and any(turn.voice == "caller" for turn in report.turns):
-        lines.append(f"The caller consented to cloning, but {report.model} does not clone.")
+        lines.append(_instead_of_cloning(report))
     judged = [turn.reply_wer for turn in report.turns if turn.reply_wer is not None]
     if judged:
         lines.append(f"Word error rate of complete replies: {_percent(judged)}.")
     return "\n".join(lines)
+
+
+def _instead_of_cloning(report: Report) -> str:
+    if report.follows is None:
+        return f"The caller consented to cloning, but {report.model} does not clone."
+    return (
+        f"The caller consented to cloning; {report.model} follows the {report.follows} of their"
+        " voice and does not clone it."
+    )
 
 
 def _turn_lines(number: int, turn: Turn, report: Report) -> list[str]:
@@ -197,7 +207,7 @@ def _turn_lines(number: int, turn: Turn, report: Report) -> list[str]:
     if turn.heard is None:
         return [*lines, "           agent   NO REPLY"]
     spent = ", ".join(f"{PARTS[name]} {value:.2f}" for name, value in turn.parts.items())
-    how = f"replies after {turn.e2e:.2f} s ({spent}), in the {report.voice_of(turn)} voice"
+    how = f"replies after {turn.e2e:.2f} s ({spent}), {report.manner_of(turn)}"
     lines.append(f"{turn.heard[0]:7.2f} s  agent   {how}, for {turn.reply_seconds:.1f} s")
     lines.append(f"           spoken: {turn.reply_text or '(no transcript)'}")
     if turn.reply_heard:

@@ -72,11 +72,25 @@ class Report:
     """float32 [samples, 2]: caller, agent."""
     rate: int = 24_000
     clones: bool = True
-    """Whether the model clones a reference; otherwise it always uses its stock voice."""
+    """Whether the model clones a reference; otherwise replies take only `follows` from it."""
+    follows: str | None = None
+    """What a model that does not clone takes from a reference, e.g. `pitch and size`; None:
+    nothing, so that it always uses its stock voice.
+    """
 
     def voice_of(self, turn: Turn) -> str | None:
-        """The voice that the reply was really spoken in."""
-        return "stock" if turn.voice == "caller" and not self.clones else turn.voice
+        """The voice that the reply was spoken in, or whose `follows` it has."""
+        ignored = not self.clones and self.follows is None
+        return "stock" if turn.voice == "caller" and ignored else turn.voice
+
+    def manner_of(self, turn: Turn) -> str:
+        """The voice of the reply in words that claim no more than the model does."""
+        voice = self.voice_of(turn)
+        if self.clones or self.follows is None or voice in (None, "stock"):
+            return f"in the {voice} voice"
+        if voice == "caller":
+            return f"in the caller's {self.follows}"
+        return f"in the {self.follows} of the voice {voice}"
 
 
 def parts_of(turn: Turn, before: float, after: float) -> dict[str, float]:

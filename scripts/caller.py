@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ QUIET_S = 0.8
 LONG_QUIET_S = 6.0
 """Silence that ends a reply whatever the agent's state is."""
 
-_FACTS = ("model", "device", "clones")
+_FACTS = ("model", "device", "clones", "follows")
 
 
 class CallFailed(Exception):
@@ -140,8 +140,7 @@ class Caller:
             await self._converse(lines)
         finally:
             for agent in self._room.remote_participants.values():
-                facts = {name: agent.attributes.get(f"csm.{name}", "") for name in _FACTS}
-                self._report("agent", **facts)
+                self._report("agent", **facts_of(agent.attributes))
             self._report("hung_up", at=self.recording.now())
             await self._hang_up()
 
@@ -230,6 +229,11 @@ class Caller:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def facts_of(attributes: Mapping[str, str]) -> dict[str, str]:
+    """What the agent tells of its engine; empty text where it tells nothing."""
+    return {name: attributes.get(f"csm.{name}", "") for name in _FACTS}
 
 
 async def _until(condition: Callable[[], bool]) -> None:

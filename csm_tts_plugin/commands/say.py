@@ -14,7 +14,16 @@ from pathlib import Path
 from ..audio.resample import StreamResampler, to_pcm16
 from ..client.engine import EngineClient
 from ..config import OUTPUT_RATES, SAMPLE_RATE, Limits, ServerConfig
-from ..engine.api import Audio, Done, Event, Failed, Sampling, SpeechEngine
+from ..engine.api import (
+    Audio,
+    Done,
+    EngineInfo,
+    Event,
+    Failed,
+    Sampling,
+    SpeechEngine,
+    VoicePrompt,
+)
 from ..errors import ConfigError, TextError
 from ..server.report import describe
 from ..server.voices import resolve
@@ -127,14 +136,30 @@ def _say_here(
 ) -> None:
     named = voice.inline() if isinstance(voice, Voice) else voice
     prompt = resolve(named, ServerConfig.from_env(), engine.info())
-    if named != STOCK_VOICE and prompt is not None and prompt.key == STOCK_VOICE:
-        output.say("  this model cannot use another voice: the stock voice speaks")
+    if named != STOCK_VOICE:
+        _say_what_is_used(engine.info(), prompt, output)
     conversation = engine.open(prompt, sampling)
     resampler = StreamResampler(SAMPLE_RATE, output.rate)
     output.begin()
     for event in _events(engine, conversation, sentences):
         output.write(to_pcm16(resampler.push(event.samples)))
     output.write(to_pcm16(resampler.flush()))
+
+
+def _say_what_is_used(info: EngineInfo | None, prompt: VoicePrompt | None, output: Output) -> None:
+    """Tells the user what the model makes of their voice, unless it clones it."""
+    if prompt is not None and prompt.key == STOCK_VOICE:
+        if info is not None and info.reference_seconds:
+            most = f"uses at most {info.reference_seconds:g} s of reference audio"
+            output.say(f"  this model {most}, and this is longer: the stock voice speaks")
+        else:
+            output.say("  this model cannot use another voice: the stock voice speaks")
+    elif info is not None and info.follows is not None:
+        _say_what_follows(info.follows, output)
+
+
+def _say_what_follows(follows: str, output: Output) -> None:
+    output.say(f"  this model follows the {follows} of the voice and does not clone it")
 
 
 def _events(engine: SpeechEngine, conversation: str, sentences: list[str]) -> Iterator[Audio]:
@@ -161,6 +186,8 @@ async def _say_there(
     named = voice.inline() if isinstance(voice, Voice) else voice
     key = ServerConfig.from_env().key
     async with EngineClient(args.engine_url, key=key, timeout=60.0) as client:
+        if named != STOCK_VOICE and (follows := (await client.status()).get("follows")):
+            _say_what_follows(str(follows), output)
         conversation = await client.conversation(
             named, rate=output.rate, temperature=sampling.temperature, seed=sampling.seed
         )

@@ -150,13 +150,19 @@ class EngineInfo:
     """The longest usable reference audio; 0: only the stock voice; None: no limit of the model's
     own.
     """
+    follows: str | None = None
+    """What replies take from a reference that the model does not clone, e.g. `pitch and size`;
+    None: the whole voice, or nothing if no reference is used.
+    """
     path: str = "PyTorch"
     """Which kernels compute the frames: PyTorch's alone, or the names of our own in use."""
 
     @property
     def clones(self) -> bool:
-        """Whether reference audio changes the voice; otherwise the stock voice always speaks."""
-        return self.reference_seconds != 0
+        """Whether replies are in the voice of the reference audio. Otherwise they have what
+        `follows` names of it, or the stock voice always speaks.
+        """
+        return self.reference_seconds != 0 and self.follows is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,8 +283,7 @@ class Engine:
         rows = slots + min(slots, _PARKED)
         limit = checkpoint.model.config.max_position_embeddings
         context = min(self.config.max_context or limit, limit)
-        whole = self.config.whole_context
-        bounds = ContextBounds() if whole else ContextBounds.of(checkpoint.model)
+        bounds = ContextBounds.of(checkpoint.model, whole=self.config.whole_context)
         self._detail = "packing weights"
         graphs = checkpoint.device.type == "cuda" and self.config.cuda_graphs
         batches = batch_sizes(slots) if graphs else None

@@ -44,6 +44,10 @@ def _drawing(config: Any) -> tuple[float, int]:
     return 1.0 if config.temperature is None else float(config.temperature), top_k
 
 
+_FOLLOWS_MOST = 40
+"""The most characters of `follows`: it stands in lines of reports and in the page."""
+
+
 @dataclass(frozen=True, slots=True)
 class ContextBounds:
     """How much context a checkpoint should get before a reply; None: as much as fits.
@@ -56,20 +60,38 @@ class ContextBounds:
     """The most turns of a call, the last ones."""
     reference_seconds: float | None = None
     """The longest reference audio in seconds; 0: only the stock voice."""
+    follows: str | None = None
+    """What the model takes from a reference, in words; None: it clones the whole voice. This is no
+    limit, but a fact about the model.
+    """
 
     @classmethod
-    def of(cls, model: Any) -> ContextBounds:
-        """The limits of a loaded model. Raises ModelLoadError where `csm_context` is malformed."""
+    def of(cls, model: Any, *, whole: bool = False) -> ContextBounds:
+        """The limits of a loaded model; `whole`: no limits, only the fact what it follows.
+
+        Raises ModelLoadError where `csm_context` is malformed.
+        """
         told: Any = getattr(model.generation_config, "csm_context", None) or {}
         known = isinstance(told, dict)
+        if whole:
+            told, known = {"follows": told.get("follows")} if known else {}, True
+        follows = told.get("follows") if known else None
         turns, seconds = (told.get("turns"), told.get("reference_seconds")) if known else (-1, -1)
-        whole = turns is None or (type(turns) is int and turns >= 0)
-        if not whole or not (seconds is None or (type(seconds) in (int, float) and seconds >= 0)):
+        any_turns = turns is None or (type(turns) is int and turns >= 0)
+        any_seconds = seconds is None or (type(seconds) in (int, float) and seconds >= 0)
+        if not (any_turns and any_seconds and (follows is None or _is_short_text(follows))):
             raise ModelLoadError(
                 f"csm_context in the model's generation_config.json is {told!r}; it takes `turns` "
-                "(a whole number) and `reference_seconds` (a number), both 0 or more."
+                "(a whole number) and `reference_seconds` (a number), both 0 or more. `follows`, "
+                f"if given, is a text of 1 to {_FOLLOWS_MOST} printable characters."
             )
-        return cls(turns, None if seconds is None else float(seconds))
+        return cls(turns, None if seconds is None else float(seconds), follows)
+
+
+def _is_short_text(told: object) -> bool:
+    if not isinstance(told, str):
+        return False
+    return len(told) <= _FOLLOWS_MOST and told.isprintable() and bool(told.strip())
 
 
 def engine_info(
@@ -85,6 +107,7 @@ def engine_info(
         max_context=context,
         context_turns=bounds.turns,
         reference_seconds=bounds.reference_seconds,
+        follows=None if bounds.reference_seconds == 0 else bounds.follows,
         versions={name: version(name) for name in ("torch", "transformers")},
         adapter=checkpoint.adapter,
         watermark=watermark,

@@ -267,7 +267,7 @@ class Fleet:
 
 
 _SUMMED = ("slots", "speaking", "queued", "queue", "conversations")
-_SAME = ("model", "dtype", "path", "adapter", "watermark", "clones")
+_SAME = ("model", "dtype", "path", "adapter", "watermark", "clones", "follows")
 
 
 def _said(member: Member) -> dict[str, Any]:

@@ -34,6 +34,7 @@ async def readyz(request: web.Request) -> web.Response:
         "adapter": info.adapter if info else None,
         "watermark": info.watermark if info else None,
         "clones": info.clones if info else None,
+        "follows": info.follows if info else None,
     }
     return web.json_response(body, status=200 if ready else 503)
 

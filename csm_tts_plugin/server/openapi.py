@@ -278,7 +278,7 @@ def _error() -> Json:
 
 def _ready() -> Json:
     counts = ("slots", "speaking", "queued", "queue", "conversations")
-    names = ("model", "device", "dtype", "path", "adapter", "watermark")
+    names = ("model", "device", "dtype", "path", "adapter", "watermark", "follows")
     return _object(
         {
             "ready": {"type": "boolean"},

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.support.bundled import tiny_follows
 from tests.support.wording import errors, words
 
 pytestmark = [pytest.mark.call, pytest.mark.timeout(700)]
@@ -72,7 +73,16 @@ def test_the_caller_is_understood(call):
 
 
 def test_who_said_yes_is_told_what_the_model_makes_of_their_voice(call):
-    assert "The caller consented to cloning, but tiny does not clone." in call.output
+    told = "The caller consented to cloning, but tiny does not clone."
+    if follows := tiny_follows():
+        told = (
+            f"The caller consented to cloning; tiny follows the {follows} of their voice and does"
+            " not clone it."
+        )
+        assert f"in the caller's {follows}" in call.output
+    assert told in call.output
+    assert "in the caller voice" not in call.output
+    assert call.report["follows"] == tiny_follows()
     assert "the agent's voice is now: caller" not in call.output
     assert [turn["voice"] for turn in call.report["turns"]][-1] == "caller"
 

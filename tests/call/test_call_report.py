@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from scripts import call_heard, call_report, call_turns, pins
+from scripts import call_heard, call_picture, call_report, call_turns, caller, pins
 from scripts.setup_tools import TOOLS
 
 RATE = 24_000
@@ -144,6 +144,57 @@ def test_a_model_that_does_not_clone_is_not_said_to_speak_in_the_callers_voice(t
     assert "in the caller voice" in call_report.timeline(
         call_report.build(events, folder / "call.wav")
     )
+
+
+def test_a_model_that_follows_a_voice_is_said_to_do_so_and_not_to_clone(two_turns):
+    events, folder = two_turns
+    facts = caller.facts_of(
+        {"csm.model": "tiny", "csm.clones": "false", "csm.follows": "pitch and size"}
+    )
+    told = [event | facts if event["event"] == "agent" else event for event in events]
+    report = call_report.build(told, folder / "call.wav")
+    assert [report.voice_of(turn) for turn in report.turns] == ["stock", "caller"]
+    first, second = [line for line in call_report.timeline(report).split("\n") if "replies" in line]
+    assert ", in the stock voice, for" in first
+    assert ", in the caller's pitch and size, for" in second
+    assert (
+        "The caller consented to cloning; tiny follows the pitch and size of their voice and does"
+        " not clone it." in call_report.timeline(report)
+    )
+    assert "in the caller voice" not in call_report.timeline(report)
+    call_report.write(report, folder)
+    written = json.loads((folder / "call.json").read_text())
+    assert (written["clones"], written["follows"]) == (False, "pitch and size")
+    report.turns[1].voice = "anna"
+    assert "in the pitch and size of the voice anna" in call_report.timeline(report)
+
+
+@pytest.mark.parametrize(
+    ("facts", "label"),
+    [
+        ({}, "agent, the caller's voice"),
+        ({"clones": "false", "follows": ""}, None),
+        ({"clones": "false", "follows": "pitch and size"}, "agent, the caller's pitch and size"),
+    ],
+)
+def test_the_pictures_legend_claims_no_more_than_the_model_does(two_turns, facts, label):
+    events, folder = two_turns
+    told = [event | facts if event["event"] == "agent" else event for event in events]
+    figure, axis = call_picture.plt.subplots()
+    call_picture._legend(axis, call_report.build(told, folder / "call.wav"))
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    call_picture.plt.close(figure)
+    assert labels[:2] == ["caller", "agent, stock voice"]
+    assert labels[2:-1] == ([] if label is None else [label])
+
+
+def test_a_reply_in_the_callers_pitch_is_drawn_in_the_colour_of_the_legend(two_turns):
+    events, folder = two_turns
+    facts = {"clones": "false", "follows": "pitch and size"}
+    told = [event | facts if event["event"] == "agent" else event for event in events]
+    report = call_report.build(told, folder / "call.wav")
+    colours = [call_picture._voice_colour(report, turn) for turn in report.turns]
+    assert colours == [call_picture.STOCK, call_picture.CLONED]
 
 
 def test_a_call_that_worked_has_no_failure(two_turns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from csm_tts_plugin.__main__ import main
 from csm_tts_plugin.audio.reference import encode_wav
 from csm_tts_plugin.commands import say
-from tests.server.conftest import nothing_left, pitch
+from tests.server.conftest import nothing_left, pitch, serving
 from tests.support.stand_in_engine import StandInEngine, frames_of, pitch_of
 
 __all__ = ["nothing_left"]
@@ -76,7 +77,54 @@ def test_say_takes_a_recording_for_a_voice(engine, capsys):
     engine.open = lambda voice, sampling: opened.append(voice) or engine_open(voice, sampling)
     assert main(["say", LINE, "--voice", "ref.wav", "--transcript", "What I said."]) == 0
     assert opened[0].turns[0].text == "What I said."
-    assert "consent" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "consent" in printed
+    assert "this model" not in printed
+
+
+FOLLOWER = {"model": "tiny", "reference_seconds": 10.0, "follows": "pitch and size"}
+FOLLOWS = "  this model follows the pitch and size of the voice and does not clone it\n"
+TOO_LONG = "  this model uses at most 10 s of reference audio, and this is longer:"
+NO_VOICE = "  this model cannot use another voice: the stock voice speaks\n"
+
+
+def reference(seconds: float) -> list[str]:
+    rng = np.random.default_rng(1)
+    samples = rng.uniform(-0.3, 0.3, int(seconds * 24_000)).astype("float32")
+    Path("ref.wav").write_bytes(encode_wav(samples))
+    return ["--voice", "ref.wav", "--transcript", "What I said."]
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds", "line"),
+    [
+        (FOLLOWER, 1.0, FOLLOWS),
+        (FOLLOWER, 11.0, TOO_LONG),
+        ({"model": "tiny", "reference_seconds": 0.0}, 1.0, NO_VOICE),
+    ],
+)
+def test_say_tells_once_what_the_model_makes_of_a_voice(engine, capsys, told, seconds, line):
+    engine.told = told
+    assert main(["say", LINE, *reference(seconds)]) == 0
+    printed = capsys.readouterr().out
+    assert line in printed
+    assert printed.count("this model") == 1
+
+
+def test_say_tells_nothing_of_a_voice_where_none_was_given(engine, capsys):
+    engine.told = FOLLOWER
+    assert main(["say", LINE]) == 0
+    assert "this model" not in capsys.readouterr().out
+
+
+async def test_say_tells_it_of_a_remote_engine_too(capsys):
+    async with serving(StandInEngine()) as server:
+        server.engine.told = FOLLOWER
+        given = ["say", LINE, "--engine-url", server.url]
+        assert await asyncio.to_thread(main, [*given, *reference(1.0)]) == 0
+        assert capsys.readouterr().out.count(FOLLOWS) == 1
+        assert await asyncio.to_thread(main, given) == 0
+        assert "this model" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,11 @@ def test_whoever_asks_for_the_whole_context_gets_it():
 
 
 @pytest.mark.parametrize(
-    "told", [{"turns": -1}, {"turns": 1.5}, {"turns": True}, {"reference_seconds": "long"}, [1], 7]
+    "told",
+    [
+        *({"turns": -1}, {"turns": 1.5}, {"turns": True}, {"reference_seconds": "long"}, [1], 7),
+        *({"follows": told} for told in ("", " ", 1, True, ["pitch"], "two\nlines", 41 * "x")),
+    ],
 )
 def test_an_entry_that_makes_no_sense_is_refused_with_what_it_takes(told):
     checkpoint = small_checkpoint(3)
@@ -101,6 +105,7 @@ def test_an_entry_that_makes_no_sense_is_refused_with_what_it_takes(told):
     with pytest.raises(ModelLoadError, match="csm_context") as caught:
         ContextBounds.of(checkpoint.model)
     assert "reference_seconds" in str(caught.value)
+    assert "`follows`, if given, is a text of 1 to 40 printable characters" in str(caught.value)
 
 
 @pytest.mark.parametrize(("seconds", "clones"), [(0, False), (3, True)])
@@ -109,14 +114,50 @@ def test_a_model_that_allows_no_reference_does_not_clone(seconds, clones):
     assert info.clones is clones
 
 
+FOLLOWER = {"turns": 0, "reference_seconds": 10, "follows": "pitch and size"}
+
+
+def test_a_model_that_follows_a_voice_uses_it_and_does_not_clone_it():
+    hand = by_hand(FOLLOWER)
+    info = hand.engine.info()
+    assert (info.clones, info.follows) == (False, "pitch and size")
+    conversation = hand.engine.open(voice("one"))
+    spoken(hand, conversation)
+    assert len(hand.context(conversation).voice) > 0
+
+
+def test_the_whole_context_does_not_turn_what_a_model_follows_into_a_clone():
+    info = by_hand(FOLLOWER, whole_context=True).engine.info()
+    assert (info.context_turns, info.reference_seconds) == (None, None)
+    assert (info.clones, info.follows) == (False, "pitch and size")
+
+
+def test_nothing_is_followed_where_no_reference_is_used():
+    told = {**FOLLOWER, "reference_seconds": 0}
+    info = by_hand(told).engine.info()
+    assert (info.clones, info.follows) == (False, None)
+    assert by_hand(told, whole_context=True).engine.info().follows == "pitch and size"
+
+
+def test_the_whole_context_needs_no_sense_in_limits_that_it_ignores():
+    model = small_checkpoint(3).model
+    for told in ({"turns": -1}, [1]):
+        model.generation_config.csm_context = told
+        assert ContextBounds.of(model, whole=True) == ContextBounds()
+    model.generation_config.csm_context = {"follows": 7}
+    with pytest.raises(ModelLoadError, match="`follows`"):
+        ContextBounds.of(model, whole=True)
+
+
 def test_the_entry_comes_through_the_folder_s_file(tmp_path):
+    entry = {"turns": 3, "reference_seconds": 8, "follows": 40 * "x"}
     (tmp_path / "generation_config.json").write_text(
-        json.dumps({"do_sample": True, "csm_context": {"turns": 3, "reference_seconds": 8}})
+        json.dumps({"do_sample": True, "csm_context": entry})
     )
     loaded = GenerationConfig.from_pretrained(tmp_path)
     checkpoint = small_checkpoint(3)
     checkpoint.model.generation_config = loaded
-    assert ContextBounds.of(checkpoint.model) == ContextBounds(3, 8.0)
+    assert ContextBounds.of(checkpoint.model) == ContextBounds(3, 8.0, 40 * "x")
     loaded.save_pretrained(tmp_path / "again")
     again = GenerationConfig.from_pretrained(tmp_path / "again")
-    assert again.csm_context == {"turns": 3, "reference_seconds": 8}
+    assert again.csm_context == entry

@@ -160,6 +160,14 @@ async def test_a_tts_says_which_model_its_engine_has_and_where(server):
             "csm.device": "cpu",
             "csm.clones": "true",
         }
+    server.engine.told = {"reference_seconds": 10.0, "follows": "pitch and size"}
+    async with TTS(engine_url=server.url) as speaker:
+        assert await speaker.engine_facts() == {
+            "csm.model": "stand-in",
+            "csm.device": "cpu",
+            "csm.clones": "false",
+            "csm.follows": "pitch and size",
+        }
     async with TTS(engine_url="http://127.0.0.1:9") as nowhere:
         with pytest.raises(UnavailableError):
             await nowhere.engine_facts()

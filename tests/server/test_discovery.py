@@ -167,6 +167,17 @@ async def test_what_is_described_is_what_there_is(server, tmp_path):
             assert speech["voice"]["anyOf"][0]["enum"] == names
 
 
+async def test_readyz_tells_what_the_model_makes_of_a_voice_as_it_is_described(server):
+    ready = (await got(server, "GET", "/openapi.json"))[1]["components"]["schemas"]["Ready"]
+    assert ready["properties"]["follows"] == {"type": ["string", "null"]}
+    told = (await got(server, "GET", "/readyz"))[1]
+    assert (told["clones"], told["follows"]) == (True, None)
+    server.engine.told = {"reference_seconds": 10.0, "follows": "pitch and size"}
+    told = (await got(server, "GET", "/readyz"))[1]
+    assert (told["clones"], told["follows"]) == (False, "pitch and size")
+    assert set(told) == set(ready["properties"])
+
+
 @pytest.mark.parametrize(("key", "keeps"), [(None, False), ("k3y", True)])
 async def test_schemathesis_finds_no_mismatch(tmp_path, key, keeps):
     """Generated requests, valid and invalid, checked against the OpenAPI document."""

@@ -360,8 +360,10 @@ async def test_readiness_tells_all_engines_and_their_sums():
         EngineClient(router.url) as client,
     ):
         await client.conversation()
+        servers[0].engine.told = {"reference_seconds": 10.0, "follows": "pitch and size"}
         async with http.get(f"{router.url}/readyz") as got:
             told = await got.json()
+        assert (told["clones"], told["follows"]) == (False, "pitch and size")
         assert (got.status, told["ready"]) == (200, True)
         assert told["detail"] == "1 of 2 engines ready; engine 1: loading"
         assert (told["slots"], told["conversations"], told["model"]) == (2, 1, "stand-in")

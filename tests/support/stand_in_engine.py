@@ -12,7 +12,8 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -107,6 +108,8 @@ class StandInEngine:
         self.slots, self.queue = slots, queue
         self.frame_s = frame_s
         self.conversations: dict[str, _Conversation] = {}
+        self.told: dict[str, Any] = {}
+        """Fields of `info` that differ from the usual ones."""
         self.said: list[tuple[str, str]] = []
         """(conversation, text) in the order of `say`."""
         self.forgotten: list[str] = []
@@ -136,7 +139,7 @@ class StandInEngine:
     def info(self) -> EngineInfo | None:
         if self.mode == "not-ready":
             return None
-        return EngineInfo("stand-in", "cpu", "float32", 0, 32, 2048, {})
+        return replace(EngineInfo("stand-in", "cpu", "float32", 0, 32, 2048, {}), **self.told)
 
     def status(self) -> EngineStatus:
         ready = self.mode != "not-ready" and self.failure is None

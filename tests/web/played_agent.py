@@ -43,6 +43,10 @@ class Followed:
     interim: dict[str, Any] = field(default_factory=dict)
     final: dict[str, Any] = field(default_factory=dict)
     images: int = -1
+    heard_as: dict[str, str] = field(default_factory=dict)
+    """The voice line for an agent's attributes, written as `voice clones follows`."""
+    heard_in_turn: str = ""
+    """The head of a turn in the voice of a caller whose pitch and size the model follows."""
 
 
 class PlayedAgent(Pages):
@@ -53,7 +57,7 @@ class PlayedAgent(Pages):
             await tab.until(IN_CALL)
             room = await self.agent(tab)
             await tab.until("document.body.dataset.agent !== 'absent'")
-            for step in (self._send_turns, self._say, self._consent_aloud):
+            for step in (self._send_turns, self._say, self._consent_aloud, self._follow):
                 # A failed step fails the tests of that step, not all.
                 try:
                     await step(tab, room, followed)
@@ -116,6 +120,24 @@ class PlayedAgent(Pages):
         await tab.until(f"{chip}.dataset.voice === '{voice}'")
         followed.voices.append(await tab.evaluate(f"{chip}.innerText"))
         await self._look(tab, room, followed, consent)
+
+    async def _follow(self, tab: Tab, room: rtc.Room, followed: Followed) -> None:
+        """Models that do not clone: one that follows pitch and size, and one that does nothing."""
+        chip = "document.querySelector('#voice')"
+        for follows in ("pitch and size", ""):
+            for voice in ("caller", "anna", "stock"):
+                await room.local_participant.set_attributes(
+                    {"csm.voice": voice, "csm.clones": "false", "csm.follows": follows}
+                )
+                await tab.until(f"{chip}.dataset.voice === '{voice}'")
+                text = await tab.evaluate(f"{chip}.innerText")
+                followed.heard_as[f"{voice}, {follows or 'nothing'}"] = text
+                if voice == "caller" and follows:
+                    packet = json.dumps({**BARE, "turn": 6, "voice": "caller"})
+                    await room.local_participant.publish_data(packet, topic="csm.turn")
+                    head = "document.querySelector('[data-turn=\"6\"] .times-head')"
+                    await tab.until(f"{head} !== null")
+                    followed.heard_in_turn = await tab.evaluate(f"{head}.textContent")
 
     async def _press(
         self, tab: Tab, room: rtc.Room, followed: Followed, consent: str | None

@@ -56,6 +56,18 @@ def test_each_voice_has_its_name(followed):
     assert set(followed.voices[:-1]) == {"Standard voice", "Your voice"}
 
 
+def test_a_model_that_does_not_clone_is_said_to_give_what_it_gives(followed):
+    assert followed.heard_as == {
+        "caller, pitch and size": "Your pitch and size (this model does not clone)",
+        "anna, pitch and size": "The pitch and size of “anna” (this model does not clone)",
+        "stock, pitch and size": "Standard voice",
+        "caller, nothing": "Standard voice (this model does not clone)",
+        "anna, nothing": "Voice “anna”",
+        "stock, nothing": "Standard voice",
+    }
+    assert followed.heard_in_turn.endswith(" · your pitch and size")
+
+
 def test_the_switch_follows_what_is_said_aloud_and_every_press_reaches_the_agent(followed):
     steps = list(zip(followed.switch, followed.attribute, strict=True))
     assert steps[:3] == [(False, None), (True, "granted"), (True, "granted")]

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support.bundled import tiny_follows
 from tests.support.recordings import READER, words_of
 from tests.support.wording import errors, words
 from tests.web.calling import LONG
@@ -47,8 +48,10 @@ def test_the_greeting_and_the_reply_are_audible_in_the_page(seen):
 
 
 def test_consent_gives_the_agent_the_callers_voice_and_taking_it_back_the_standard_one(seen):
-    kept = "Standard voice (this model does not clone)"
-    assert seen.voices == ["Standard voice", kept, "Standard voice"]
+    follows = tiny_follows()
+    heard = "Standard voice" if follows is None else f"Your {follows}"
+    told = f"{heard} (this model does not clone)"
+    assert seen.voices == ["Standard voice", told, "Standard voice"]
 
 
 def test_both_sides_words_are_shown_and_become_final(seen):

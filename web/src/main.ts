@@ -3,7 +3,7 @@
 import { LogLevel, Room, setLogLevel } from "livekit-client";
 import { Call, type Listener } from "./call";
 import { Transcript } from "./transcript";
-import { voiceName } from "./voices";
+import { heardAs, type Model } from "./voices";
 import { type Heard, Waves } from "./waves";
 import { Failure, SOUND_BLOCKED, type Words } from "./words";
 
@@ -82,18 +82,12 @@ function showSpeaking(heard: Heard): void {
   }
 }
 
-/** Whether the engine's model clones a reference (`csm.clones`). */
-let clones = true;
-
-/** The voice that replies are spoken in: a model that does not clone keeps the stock voice. */
-function heardVoice(voice: string): string {
-  return voice === "caller" && !clones ? "stock" : voice;
-}
+let known: Model = { clones: true, follows: "" };
 
 function showVoice(voice: string): void {
   const chip = find("voice");
-  const kept = heardVoice(voice) === voice ? "" : " (this model does not clone)";
-  chip.textContent = voiceName(heardVoice(voice)) + kept;
+  const { name, cloned } = heardAs(voice, known);
+  chip.textContent = cloned ? name : `${name} (this model does not clone)`;
   chip.dataset["voice"] = voice || "none";
 }
 
@@ -162,15 +156,15 @@ const listener: Listener = {
   },
   facts: (agent) => {
     const voice = agent["csm.voice"] ?? "";
-    clones = agent["csm.clones"] !== "false";
+    known = { clones: agent["csm.clones"] !== "false", follows: agent["csm.follows"] ?? "" };
     followSpokenConsent(voice);
     showVoice(voice);
     showEngine(agent);
   },
   said: (speaker, segment, text, final) => transcript.show(speaker, segment, text, final),
   turn: (report) => {
-    const heard = { ...report, voice: heardVoice(report.voice) };
-    transcript.showTimes(heard, waves?.answeredAfter ?? null);
+    const voice = report.voice === "" ? "" : heardAs(report.voice, known).name;
+    transcript.showTimes({ ...report, voice }, waves?.answeredAfter ?? null);
     if (waves !== null) waves.answeredAfter = null;
   },
   sound: (side, track) => waves?.[side].listen(track),

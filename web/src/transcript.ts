@@ -1,7 +1,6 @@
 // The live transcript, with each turn's latency under its reply.
 
 import { seconds, turnTimes, type TurnReport, type TurnTimes } from "./figures";
-import { voiceName } from "./voices";
 
 export type Speaker = "agent" | "you";
 
@@ -44,7 +43,7 @@ export class Transcript {
     if (atEnd) this.follow();
   }
 
-  /** Adds a turn's latency to the last reply that has none yet. */
+  /** Adds a turn's latency to the last reply that has none yet. `report.voice` is shown as it is. */
   showTimes(report: TurnReport, heard: number | null): void {
     const times = turnTimes(report, heard);
     if (times === null) return;
@@ -102,7 +101,7 @@ function timesOf(report: TurnReport, times: TurnTimes): HTMLElement {
   box.setAttribute("aria-label", `Turn ${report.turn}: where the time went`);
   const head = element("p", "times-head");
   head.append(element("strong", "", seconds(times.total)), " to the first sound");
-  if (report.voice !== "") head.append(` · ${voiceName(report.voice).toLowerCase()}`);
+  if (report.voice !== "") head.append(` · ${report.voice.toLowerCase()}`);
   if (report.interrupted) head.append(" · ", element("span", "mark", "interrupted"));
   const bar = element("div", "bar");
   bar.dataset["total"] = String(times.total);

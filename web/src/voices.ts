@@ -1,6 +1,13 @@
-// Labels of the agent's voice, from the attribute `csm.voice`.
+// Labels of the agent's voice, from the attributes `csm.voice`, `csm.clones` and `csm.follows`.
 
-export function voiceName(voice: string): string {
+/** What the engine's model makes of reference audio. */
+export interface Model {
+  clones: boolean;
+  /** What a model that does not clone takes from a voice, e.g. "pitch and size"; "": nothing. */
+  follows: string;
+}
+
+function voiceName(voice: string): string {
   switch (voice) {
     case "":
       return "None yet";
@@ -11,4 +18,16 @@ export function voiceName(voice: string): string {
     default:
       return `Voice “${voice}”`;
   }
+}
+
+/** The name of what is heard; `cloned` is false if the voice was wanted and the model does not clone. */
+export function heardAs(voice: string, model: Model): { name: string; cloned: boolean } {
+  const own = voice === "" || voice === "stock";
+  if (own || model.clones) return { name: voiceName(voice), cloned: true };
+  if (model.follows !== "") {
+    const name = voice === "caller" ? `Your ${model.follows}` : `The ${model.follows} of “${voice}”`;
+    return { name, cloned: false };
+  }
+  const kept = voice === "caller";
+  return { name: voiceName(kept ? "stock" : voice), cloned: !kept };
 }
