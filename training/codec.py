@@ -35,7 +35,7 @@ LINE_FLOOR = 0.5
 """The same for the lines of a spectrum of 2,048 samples."""
 HARMONICS = 0.3
 """Weight of the harmonics."""
-WAVES = 0.7
+WAVES = 2.0
 """Weight of the relative difference of complex spectra below 1.2 kHz. The corpus has whole periods
 of the voice in every frame, so phases are known; without it low voices came out an octave up."""
 HEARD = 4.0

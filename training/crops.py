@@ -22,7 +22,7 @@ decoder does not learn first sounds: 0.73 of the first frames were told, of late
 RARE_SHARE = 0.25
 """Share of crops with a symbol of which all kinds are equally likely. Without it the codec loses
 rare sounds: the diphthong of `voice` is 0.08 % of the frames."""
-ENCODED_SHARE = 0.15
+ENCODED_SHARE = 0.4
 """Share of crops of encoded speech that keep the encoder's codebook 0, so that a recording still
 passes through the codec; the others get codes for speaking."""
 STOCK_SHARE = 0.8

@@ -137,6 +137,8 @@ def new_model(seed: int) -> CsmForConditionalGeneration:
             scale = 0.02
         nn.init.normal_(weight, 0, scale)
     model.tie_weights()
+    teach_voices(model)
+    teach_hearing(model)
     model.embed_text_tokens.weight[:, 0] = 2.0
     model.backbone_model.embed_tokens.embed_audio_tokens.weight[:, 0] = 2.0 / CODEBOOKS
     _look_at(model, 0, [WIDTH, WIDTH - 1, WIDTH + 1, 1])
@@ -177,6 +179,15 @@ def teach_voices(model: CsmForConditionalGeneration) -> None:
 
     table[VOCAB + rows] = like(table[known])
     head[0, :, rows] = 0.3 * like(head[0, :, :ENCODED]).T
+
+
+@torch.no_grad()
+def teach_hearing(model: CsmForConditionalGeneration) -> None:
+    """Initialises the embeddings of the pitches and sizes that the encoder hears (`hearing.py`)
+    with those of the same pitches and sizes when they are spoken."""
+    table = model.backbone_model.embed_tokens.embed_audio_tokens.weight
+    heard = VOCAB + torch.arange(PITCHES * SIZES)
+    table[heard] = table[heard + ENCODED]
 
 
 def _waves(places: torch.Tensor, count: int, most: int) -> torch.Tensor:
@@ -261,8 +272,8 @@ def train(args: argparse.Namespace) -> None:
     model = started(args.start) if args.start else new_model(args.seed)
     if args.new_symbols:
         teach_symbols(model)
-    if args.new_voices:
-        teach_voices(model)
+    if args.new_hearing:
+        teach_hearing(model)
     model = model.to(args.device).train()
     trainee = Trainee(model)
     shards = present(args.work, "codes")
@@ -329,9 +340,9 @@ def main() -> None:
         "--new-symbols", action="store_true", help="--start lacks stress and leading silence"
     )
     parser.add_argument(
-        "--new-voices",
+        "--new-hearing",
         action="store_true",
-        help="--start does not know the codes of pitch and size",
+        help="--start does not know the codes of `hearing.py`",
     )
     parser.add_argument("--start", type=Path, help="exported model to start from")
     parser.add_argument("--shares", type=float, nargs=3, default=SHARES, help="see SHARES")

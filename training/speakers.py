@@ -192,3 +192,17 @@ def channel(sound: Samples, random_: random.Random) -> Samples:
         noise = np.random.default_rng(random_.randrange(2**31)).normal(0, 1, len(sound))
         sound = sound + noise * 10 ** random_.uniform(-3.6, -2.4)
     return (sound * random_.uniform(0.5, 1.2)).astype(np.float32)
+
+
+def room(sound: Samples, random_: random.Random) -> Samples:
+    """Simulates a room around a third of the references: an exponentially decaying echo."""
+    if random_.random() > 0.35:
+        return sound
+    count = int(SAMPLE_RATE * random_.uniform(0.05, 0.4))
+    rng = np.random.default_rng(random_.randrange(2**31))
+    echo = rng.normal(0, 1, count) * np.exp(-6 * np.arange(count) / count)
+    echo *= random_.uniform(0.1, 0.7) / np.sqrt((echo**2).sum())
+    echo[0] = 1.0
+    size = 1 << (len(sound) + count).bit_length()
+    out = np.fft.irfft(np.fft.rfft(sound, size) * np.fft.rfft(echo, size), size)[: len(sound)]
+    return (PEAK * out / max(float(np.abs(out).max()), 1e-3)).astype(np.float32)

@@ -24,7 +24,7 @@ from training import (
     teacher,
     texts,
 )
-from training.prosodic import SIZES
+from training.prosodic import PITCHES, SIZES
 from training.spec import AUDIO, AUDIO_END, CODEBOOKS, ENCODED, EOS, FRAME, VOCAB, WIDTH
 
 
@@ -334,7 +334,6 @@ def test_curves_are_read_from_what_trainers_print():
 
 def test_codes_of_near_pitches_begin_alike():
     model = lm.new_model(1)
-    lm.teach_voices(model)
     table = model.backbone_model.embed_tokens.embed_audio_tokens.weight
     head = model.depth_decoder.codebooks_head.weight[0].T
 
@@ -345,3 +344,9 @@ def test_codes_of_near_pitches_begin_alike():
         low, next_, high = (ENCODED + pitch * SIZES for pitch in (5, 6, 25))
         assert likeness(rows, low, next_) > 0.5 > likeness(rows, low, high)
         assert likeness(rows, low, low + 1) > likeness(rows, low, low + SIZES - 1)
+
+
+def test_a_pitch_that_is_heard_begins_as_the_same_pitch_when_it_is_spoken():
+    model = lm.new_model(1)
+    table = model.backbone_model.embed_tokens.embed_audio_tokens.weight[VOCAB : 2 * VOCAB]
+    assert torch.equal(table[: PITCHES * SIZES, 1:], table[ENCODED:][: PITCHES * SIZES, 1:])
