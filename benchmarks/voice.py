@@ -300,7 +300,7 @@ def main() -> None:
     show("by length of the reference", by_length)
     engine.stop()
     if args.model == "tiny":
-        print("\ntiny does not clone: these figures show the plumbing, not what CSM-1B does.")
+        print("\ntiny follows pitch and size and does not clone: CSM-1B was not measured.")
     result = {"benchmark": "voice", "model": args.model, "band_hz": args.band // 2}
     result |= {**machine(args.device), "controls": bounds, "callers": callers, "gates": reached}
     finish({**result, "drift": by_turn, "lengths": by_length}, args.out)

@@ -79,9 +79,9 @@ GENERATION = {
     "temperature": 0.2,
     "top_k": 20,
     "max_new_tokens": 160,
-    # The context that the engine gives the model (`ContextBounds`): none but its own reference. It
-    # was not trained on turns of a call, and two of seven people got the pitch of the other sex.
-    "csm_context": {"turns": 0, "reference_seconds": 0},
+    # The context that the engine gives the model (`ContextBounds`): a reference, of which it takes
+    # pitch and size, and no turns of a call, on which it was not trained.
+    "csm_context": {"turns": 0, "reference_seconds": 16, "follows": "pitch and size"},
     "depth_decoder_do_sample": True,
     "depth_decoder_temperature": 0.3,
     "depth_decoder_top_k": 20,
