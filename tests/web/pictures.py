@@ -18,8 +18,11 @@ from PIL import Image
 from scripts.setup_tools import ROOT
 from tests.web.accessibility import show_as
 from tests.web.browser import Browser, Tab, find_chromium
-from tests.web.calling import BREAKING_IN, LEVEL_METER, LONG, WAITING, Caller, Seen
+from tests.web.calling import BREAKING_IN, LEVEL_METER, LONG, SHORT, WAITING, Caller, Seen
 from tests.web.making_web import Microphone, Web
+
+SPEAKING = "testMeter.loud_ms > 600"
+"""The agent is audible; replies may be as short as a second."""
 
 
 async def photograph(tab: Tab, file: Path) -> None:
@@ -43,12 +46,13 @@ async def call(chromium: str, web: Web, microphone: Microphone, out: Path) -> No
         await tab.until(f"document.querySelectorAll('.times').length > 0 && {WAITING}")
         await caller.unmute_and_say(BREAKING_IN)
         await caller.heard_ms()
-        await tab.until("testMeter.loud_ms > 1500")
+        await tab.until(SPEAKING)
         await photograph(tab, out / "web-desktop.png")
         await show_as(tab, width=390, height=844, dark=True)
-        await tab.until("document.body.clientWidth === 390")
+        await tab.until("document.body.clientWidth === 390 && " + WAITING)
+        await caller.unmute_and_say(SHORT)
         await caller.heard_ms()
-        await tab.until("testMeter.loud_ms > 500")
+        await tab.until(SPEAKING)
         await photograph(tab, out / "web-phone.png")
 
 
