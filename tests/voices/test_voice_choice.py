@@ -105,6 +105,18 @@ def test_a_telephones_band_is_told_at_any_rate(rate):
     assert not verdict(heard(LONG, max(rate, 16_000))).figures.narrow
 
 
+@pytest.mark.parametrize("share", [0.01, 0.05])
+@pytest.mark.parametrize("name", PEOPLE)
+def test_lost_packets_do_not_widen_a_telephones_band(name, share):
+    """A packet of 20 ms that is missing clicks twice, and a click has all bands."""
+    turn = raised(name, 48_000)
+    samples, packet = turn.samples.copy(), 48_000 // 50
+    lost = np.random.default_rng(1).random(len(samples) // packet) < share
+    samples[: len(lost) * packet].reshape(-1, packet)[lost] = 0.0
+    assert measure(samples, 48_000)[0].narrow
+    assert not measure(heard(name, 16_000).samples, 16_000)[0].narrow
+
+
 def test_wide_sound_scores_better_than_a_telephones():
     wide, phone = (choose([heard(LONG, rate)])[0] for rate in (16_000, 8_000))
     assert wide.score > phone.score + MARGIN
