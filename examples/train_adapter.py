@@ -1,10 +1,11 @@
 """Trains a LoRA adapter on recordings of one voice, and saves it as a PEFT folder.
 
-python examples/train_adapter.py anna/ --model tiny --recordings recordings/
+python examples/train_adapter.py anna/ --model tiny
 csm-tts say "Good morning." -o morning.wav --model tiny --adapter anna/
 
-`recordings/` holds pairs of `name.wav` and `name.txt`, its words. Without `--recordings` the
-training data is the model's own voice, raised in pitch. Needs the extra `adapters`.
+`--recordings` takes a folder with pairs of `name.wav` and `name.txt`, its words. Without it the
+training data is what the model says after a reference: its own voice, raised in pitch. The adapter
+then speaks so without a reference. Needs the extra `adapters`.
 """
 
 import argparse
@@ -20,13 +21,12 @@ import torch
 from torchaudio.functional import pitch_shift
 from transformers import AutoProcessor, CsmForConditionalGeneration
 
-from csm_tts_plugin import generate_streaming_audio, load_csm_1b
 from csm_tts_plugin.audio.reference import load_reference
 from csm_tts_plugin.engine.loading import TINY_FOLDER
 from csm_tts_plugin.errors import ConfigError, CsmError
 
 RATE = 24_000
-SEMITONES = 4
+SEMITONES = 7
 LAYERS = r"(backbone_model|depth_decoder)\..*\.(q|k|v|o|gate|up|down)_proj"
 SENTENCES = (
     "The boat came home before the rain began.",
@@ -40,50 +40,72 @@ SENTENCES = (
 Samples = npt.NDArray[np.float32]
 
 
-def recordings(folder: Path) -> Iterator[tuple[str, Samples]]:
-    """Words and sound of each pair of files. Raises AudioError."""
+def turn(text: str, sound: Samples | None = None) -> dict[str, Any]:
+    """A turn of a conversation in the format of transformers."""
+    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    if sound is not None:
+        content.append({"type": "audio", "audio": sound})
+    return {"role": "0", "content": content}
+
+
+def prompt(processor: Any, *turns: dict[str, Any]) -> Any:
+    """The inputs of the model for these turns."""
+    return processor.apply_chat_template([list(turns)], tokenize=True, return_dict=True)
+
+
+def recordings(model: Any, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Words and codes (frames, codebooks) of each pair of files. Raises AudioError."""
     for path in sorted(folder.glob("*.wav")):
         words = path.with_suffix(".txt")
         if words.is_file():
-            yield " ".join(words.read_text(encoding="utf-8").split()), load_reference(path)
+            sound = torch.from_numpy(load_reference(path))[None, None]
+            with torch.inference_mode():
+                codes = model.codec_model.encode(sound, num_quantizers=model.config.num_codebooks)
+            yield " ".join(words.read_text(encoding="utf-8").split()), codes.audio_codes[0].T
 
 
-def made_up(model: str) -> Iterator[tuple[str, Samples]]:
-    """The model's own voice, raised in pitch: a new voice that needs nobody's consent."""
-    generator = load_csm_1b(model)
-    for seed, text in enumerate(SENTENCES):
-        spoken = generate_streaming_audio(
-            generator, text, play_audio=False, progress=None, watermark=False, seed=seed
-        )
-        raised = pitch_shift(torch.from_numpy(spoken), RATE, SEMITONES)  # as long as before
-        yield text, raised.numpy()
+def made_up(model: Any, processor: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Sentences and their codes after a reference, the model's own voice raised in pitch: a new
+    voice that needs nobody's consent."""
+    first, *others = SENTENCES
+    with torch.no_grad():
+        (spoken,) = model.generate(**prompt(processor, turn(first)), output_audio=True)
+        raised = pitch_shift(spoken.float(), RATE, SEMITONES)  # as long as before
+        reference = turn(first, raised.numpy())
+        for text in others:
+            (codes,) = model.generate(**prompt(processor, reference, turn(text)))
+            ends = (codes == model.config.codebook_eos_token_id).all(dim=-1).nonzero()
+            yield text, codes[: int(ends[0])] if len(ends) else codes
 
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     source = str(TINY_FOLDER) if args.model == "tiny" else args.model
-    pairs = list(recordings(args.recordings) if args.recordings else made_up(args.model))
-    if not pairs:
-        raise ConfigError(f"{args.recordings} holds no pair of name.wav and name.txt.")
     processor = AutoProcessor.from_pretrained(source)
-    examples = [labelled(processor, text, sound) for text, sound in pairs]
     model = CsmForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+    folder = args.recordings
+    pairs = list(recordings(model, folder) if folder else made_up(model, processor))
+    if not pairs:
+        raise ConfigError(f"{folder} holds no pair of name.wav and name.txt.")
+    examples = [labelled(model, processor, text, codes) for text, codes in pairs]
     settings = peft.LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules=LAYERS)
-    model = peft.get_peft_model(model, settings)
-    learn(model, examples, args.steps, args.rate)
-    model.save_pretrained(args.adapter)
+    adapted = peft.get_peft_model(model, settings)
+    learn(adapted, examples, args.steps, args.rate)
+    adapted.save_pretrained(args.adapter)
     print(f"{args.adapter}: an adapter of {args.model}", flush=True)
 
 
-def labelled(processor: Any, text: str, sound: Samples) -> Any:
-    """One utterance as the model is trained on it: words, sound, and the codes to be predicted."""
-    content = [{"type": "text", "text": text}, {"type": "audio", "audio": sound}]
-    return processor.apply_chat_template(
-        [{"role": "0", "content": content}],
-        tokenize=True,
-        return_dict=True,
-        processor_kwargs={"output_labels": True},
-    )
+@torch.no_grad()
+def labelled(model: Any, processor: Any, text: str, codes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One utterance as the model is trained on it: words and frames as embeddings, and the codes to
+    be predicted, with the frame that ends them."""
+    ids = prompt(processor, turn(text))["input_ids"]
+    end = torch.full_like(codes[:1], model.config.codebook_eos_token_id)
+    frames = torch.cat([codes, end])[None]
+    words = model.embed_text_tokens(ids)
+    embedded = torch.cat([words, model.backbone_model.embed_tokens(frames)], dim=1)
+    silent = torch.full((1, ids.shape[1], frames.shape[2]), -100)
+    return {"inputs_embeds": embedded, "labels": torch.cat([silent, frames], dim=1)}
 
 
 def learn(model: Any, examples: list[Any], steps: int, rate: float) -> None:

@@ -12,7 +12,9 @@ import soundfile
 
 from csm_tts_plugin.__main__ import main
 from csm_tts_plugin.engine.adapters import is_adapter
+from csm_tts_plugin.voices.measure import measure
 from scripts.setup_tools import ROOT
+from tests.support.recordings import RATE, READER, heard
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -54,9 +56,19 @@ def test_the_engine_speaks_with_it(trained, tmp_path, monkeypatch):
     plain, anna = spoken
     assert np.abs(anna).max() > 0.05
     assert len(anna) > len(plain) // 2, "it speaks the whole sentence"
-    # The pitch is not compared: the codec of `tiny` decodes nearly all codes into its one voice.
-    both = min(len(anna), len(plain))
-    assert np.abs(anna[:both] - plain[:both]).max() > 0.05, "other codes than without it"
+    low, high = (measure(some.astype(np.float32), 24_000)[0].pitch_hz for some in spoken)
+    assert high > 1.08 * low, "it was trained on a voice seven semitones higher"
+
+
+def test_recordings_are_encoded(tmp_path):
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    soundfile.write(folder / "one.wav", heard(READER[1]).samples, RATE)
+    (folder / "one.txt").write_text(heard(READER[1]).text)
+    ended = run(tmp_path / "anna", "--recordings", folder, "--steps", "2")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("loss") == 2
+    assert is_adapter(tmp_path / "anna")
 
 
 def test_recordings_that_are_none_are_one_line(tmp_path):
