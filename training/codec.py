@@ -24,7 +24,7 @@ from transformers import MimiModel
 
 from . import corpus, crops, phonetic
 from .books import UNREACHABLE, displace, follow, lighten
-from .common import Clock, arguments, codec_of, last_step, learning_rate, load, save
+from .common import Clock, arguments, codec_of, last_step, learning_rate, load, report, save
 from .ear import Ear, trained
 from .entries import Entries, books_of
 from .spec import ENCODED, FRAME, SAMPLE_RATE, SYMBOLS, mimi_config
@@ -357,12 +357,6 @@ class Means:
 
     def __str__(self) -> str:
         return "  ".join(f"{key} {mean:.3f}" for key, mean in self.values.items())
-
-
-def report(step: int, figures: dict[str, float]) -> None:
-    """Print held-out figures as one line of a table."""
-    print(f"| {step} | " + " | ".join(f"{k} {v:.3f}" for k, v in figures.items()) + " |",
-          flush=True)  # fmt: skip
 
 
 def main() -> None:

@@ -134,3 +134,17 @@ def codec_of(folder: Path) -> MimiModel:
     if json.loads((folder / "config.json").read_text())["model_type"] == "csm":
         return CsmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).codec_model
     return MimiModel.from_pretrained(folder, dtype=torch.float32)
+
+
+def report(step: int, figures: dict[str, float]) -> None:
+    """Prints held-out figures as a line of a table."""
+    print(
+        f"| {step} | " + " | ".join(f"{k} {v:.3f}" for k, v in figures.items()) + " |", flush=True
+    )
+
+
+def waves(places: torch.Tensor, count: int, most: int) -> torch.Tensor:
+    """Cosines (places, most) of 1 to `most` half periods over a range of `count` places, the slow
+    ones largest: near places are similar."""
+    numbers = torch.arange(1, most + 1)
+    return torch.cos(torch.pi * numbers * places[:, None] / (count - 1)) / numbers.sqrt()

@@ -36,7 +36,9 @@ from .common import (
     last_step,
     learning_rate,
     load,
+    report,
     save,
+    waves,
 )
 from .entries import books_of
 from .prosodic import LARGEST, PITCHES, SIZES, SMALLEST
@@ -70,13 +72,6 @@ class Heard:
     size: float
 
 
-def waves(count: int, most: int, width: int, random_: torch.Generator) -> torch.Tensor:
-    """Vectors (count, width) of `count` values in order: near ones are similar."""
-    places, numbers = torch.arange(count) / (count - 1), torch.arange(1, most + 1)
-    shapes = torch.cos(torch.pi * numbers * places[:, None]) / numbers.sqrt()
-    return shapes @ torch.randn(most, width, generator=random_)
-
-
 class Trainee(nn.Module):
     """The parts of the encoder to train, and the vectors of pitches and sizes."""
 
@@ -94,8 +89,10 @@ class Trainee(nn.Module):
         self.before.requires_grad_(False)
         random_ = torch.Generator().manual_seed(1)
         self.width = int(PITCH_PART * codec.config.codebook_dim)
-        pitches = waves(PITCHES, 10, self.width, random_)
-        sizes = waves(SIZES, 5, codec.config.codebook_dim - self.width, random_)
+        pitches = waves(torch.arange(PITCHES), PITCHES, 10)
+        pitches = pitches @ torch.randn(10, self.width, generator=random_)
+        rest = codec.config.codebook_dim - self.width
+        sizes = waves(torch.arange(SIZES), SIZES, 5) @ torch.randn(5, rest, generator=random_)
         scale = NORM / (pitches.norm(dim=1).mean() ** 2 + sizes.norm(dim=1).mean() ** 2).sqrt()
         self.register_buffer("pitches", scale * pitches)
         self.register_buffer("sizes", scale * sizes)
@@ -290,13 +287,6 @@ def train(args: argparse.Namespace) -> None:
     report(step, evaluate(model, held))
     fit_books(codec, model, rows[:: max(1, len(rows) // 1500)])
     codec.save_pretrained(args.work / "heard")
-
-
-def report(step: int, figures: dict[str, float]) -> None:
-    """Prints held-out figures as a line of a table."""
-    print(
-        f"| {step} | " + " | ".join(f"{k} {v:.3f}" for k, v in figures.items()) + " |", flush=True
-    )
 
 
 def main() -> None:

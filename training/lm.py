@@ -34,7 +34,7 @@ from .batches import (
     speakers,
     token,
 )  # fmt: skip
-from .common import Clock, arguments, last_step, learning_rate, load, save
+from .common import Clock, arguments, last_step, learning_rate, load, report, save, waves
 from .corpus import HELD, STOCK, VOICES, present
 from .phones import LEAD, PAUSE, STRESSED
 from .prosodic import PITCHES, SIZES
@@ -167,14 +167,14 @@ def teach_voices(model: CsmForConditionalGeneration) -> None:
     """
     random_ = torch.Generator().manual_seed(1)
     codes = torch.arange(PITCHES * SIZES)
-    waves = torch.cat([_waves(codes // SIZES, PITCHES, 10), _waves(codes % SIZES, SIZES, 5)], dim=1)
+    shapes = torch.cat([waves(codes // SIZES, PITCHES, 10), waves(codes % SIZES, SIZES, 5)], dim=1)
     rows = ENCODED + codes
     table = model.backbone_model.embed_tokens.embed_audio_tokens.weight
     head = model.depth_decoder.codebooks_head.weight
     size, known = table.shape[1], slice(VOCAB, VOCAB + ENCODED)
 
     def like(wanted: torch.Tensor) -> torch.Tensor:
-        made = waves @ torch.randn(waves.shape[1], size, generator=random_)
+        made = shapes @ torch.randn(shapes.shape[1], size, generator=random_)
         return made * (wanted.std() / made.std())
 
     table[VOCAB + rows] = like(table[known])
@@ -188,12 +188,6 @@ def teach_hearing(model: CsmForConditionalGeneration) -> None:
     table = model.backbone_model.embed_tokens.embed_audio_tokens.weight
     heard = VOCAB + torch.arange(PITCHES * SIZES)
     table[heard] = table[heard + ENCODED]
-
-
-def _waves(places: torch.Tensor, count: int, most: int) -> torch.Tensor:
-    """Cosines (codes, most) of 1 to `most` half periods over the range, the slow ones largest."""
-    numbers = torch.arange(1, most + 1)
-    return torch.cos(torch.pi * numbers * places[:, None] / (count - 1)) / numbers.sqrt()
 
 
 class Trainee(nn.Module):
@@ -323,13 +317,6 @@ def lowest(path: Path, model: CsmForConditionalGeneration, held: list[dict], dev
     figures = evaluate(model, held, device)
     trainee.load_state_dict(now)
     return worth(figures)
-
-
-def report(step: int, figures: dict[str, float]) -> None:
-    """Prints held-out figures as a line of a table."""
-    print(
-        f"| {step} | " + " | ".join(f"{k} {v:.3f}" for k, v in figures.items()) + " |", flush=True
-    )
 
 
 def main() -> None:
