@@ -23,7 +23,6 @@ from common import finish, machine, random_model, save, seconds, table
 
 from csm_tts_plugin.config import FRAME_SECONDS
 from csm_tts_plugin.engine.chunks import LENGTHS, pieces
-from csm_tts_plugin.engine.frame import Batch, draw_frame, read_frame
 from csm_tts_plugin.engine.runner import Draw, Runner
 from csm_tts_plugin.engine.sound import Codec
 
@@ -41,20 +40,15 @@ class Ours:
         self.runner, self.codec, self.prompt, self.batch = runner, codec, prompt, batch
 
     def read(self) -> None:
+        self.runner.select(range(self.batch))
         for row in range(self.batch):
             self.runner.start(row, DRAW)
             self.runner.read(row, 0, self.prompt)
 
     @torch.inference_mode()
     def codes(self, frames: int) -> None:
-        if self.runner.device.type == "cuda":
-            for made in range(frames):
-                self._frame(made)
-            return
         for made in range(frames):
-            draw_frame(self.runner.steps, self.runner.state, Batch(self.batch), 64)
-            length = -(-(len(self.prompt) + made + 1) // 128) * 128
-            read_frame(self.runner.steps, self.runner.state, Batch(self.batch), length)
+            self._frame(made)
 
     def _frame(self, made: int) -> np.ndarray:
         frame = self.runner.draw(self.batch, 50)

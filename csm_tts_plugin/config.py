@@ -108,7 +108,7 @@ class EngineConfig:
     watermark: str = "perth"
     """`perth`: the engine's speech is watermarked; `off`: it is not."""
     kernels: bool = True
-    """On CUDA: use our own kernels if they are correct and faster at start-up; else PyTorch's."""
+    """Use our own kernels if they are correct and faster at start-up; else PyTorch's."""
     eight_bit_depth: bool = False
     """The depth decoder's layers in 8 bits: fewer bytes per frame, slightly different codes."""
     whole_context: bool = False

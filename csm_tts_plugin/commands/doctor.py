@@ -141,6 +141,20 @@ def _no_card(config: EngineConfig, cuda: str | None) -> Iterator[Finding]:
         yield bad(f"there is an NVIDIA driver, but torch, built {made}, cannot use it; update one")
     yield note(f"no CUDA device; {os.cpu_count()} CPU cores can run tiny, but not CSM-1B")
     yield note("CUDA graphs: none on a CPU")
+    yield _c_kernels(config)
+
+
+def _c_kernels(config: EngineConfig) -> Finding:
+    """Whether the C kernels compile; the engine decides at start-up whether it uses them."""
+    from ..engine.native.build import BuildError, load
+
+    if not config.kernels:
+        return note("own kernels: turned off by CSM_KERNELS=0; frames take longer")
+    try:
+        load()
+    except BuildError as error:
+        return note(f"own kernels: {error}; PyTorch's are used, frames take about twice as long")
+    return ok("own kernels: the C compiler makes them; /readyz tells whether they are used")
 
 
 def _room(config: EngineConfig, size_gb: float) -> Iterator[Finding]:

@@ -7,9 +7,12 @@ costs little more than its matrix products.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from .steps import DepthCache, Drawing, Steps
+if TYPE_CHECKING:
+    from .steps import DepthCache, Drawing, Steps
 
 
 def draw_depth(steps: Steps, cache: DepthCache, hidden: Tensor, x: Tensor, draw: Drawing) -> None:

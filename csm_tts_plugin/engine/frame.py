@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .depth import draw_depth
 from .sampling import SamplingRows
 from .steps import DepthCache, Steps, bias_of
 from .weights import PackedCsm
@@ -70,10 +69,12 @@ class FrameState:
         self.places = torch.arange(max(self.length, rows), device=device)
         self._depth: dict[tuple[type, int], DepthCache] = {}
 
-    def tensors(self) -> list[Tensor]:
-        """All tensors that belong to the rows, with rows as the first dimension, for moving one."""
+    def tensors(self, length: int | None = None) -> list[Tensor]:
+        """All tensors that belong to the rows, with rows as the first dimension, for moving one.
+        `length`: only so many positions of keys and values.
+        """
         cursors = [self.hidden, self.position, self.codes, *self.sampling.tensors()]
-        return [self.memory.movedim(2, 0), *cursors]
+        return [self.memory[..., :length, :].movedim(2, 0), *cursors]
 
     def depth(self, steps: Steps, batch: int) -> DepthCache:
         """The depth decoder's keys and values of one frame for `batch` rows."""
@@ -100,31 +101,14 @@ def draw_frame(
     frame, as in prompts. `candidates`: the largest top-k among the rows, 0 if all are greedy.
     `shape_logits` may change codebook 0's logits [B, codes].
     """
-    steps = steps.at(batch.count)
-    hidden = batch.take(state.hidden)
-    draw = steps.drawing(state, batch, candidates)
-    logits = steps.first_head(hidden)
-    first = draw.choose(logits if shape_logits is None else shape_logits(logits), 0)
-    assert first is not None
-    draw_depth(steps, state.depth(steps, batch.count), hidden, first, draw)
-    codes = draw.codes()
-    batch.put(state.codes, codes)
-    return codes, draw.sound()
+    return steps.at(batch.count).draw_frame(state, batch, candidates, shape_logits)
 
 
 def read_frame(steps: Steps, state: FrameState, batch: Batch, length: int) -> None:
     """Run the backbone on the last frame of the rows of `batch`, with attention over `length`
     positions, a multiple of 8.
     """
-    steps, weights = steps.at(batch.count), steps.weights
-    reading = steps.reading(state, batch, length)
-    steps.prepare(state, reading)
-    x = weights.embed_frames(batch.take(state.codes))
-    for number, layer in enumerate(weights.layers):
-        x = steps.backbone_layer(state, number, layer, x, reading)
-    batch.put(state.hidden, weights.norm(x))
-    batch.add_one(state.position)
-    batch.add_one(state.sampling.frame)
+    steps.at(batch.count).read_frame(state, batch, length)
 
 
 @dataclass(frozen=True, slots=True)

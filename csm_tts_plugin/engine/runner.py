@@ -97,14 +97,14 @@ class Runner:
     ) -> None:
         """`rows`: KV rows, each of at most `context` positions. `batches`: the sizes to which a
         step is padded; None: any size. `graphs`: capture each of them (CUDA only).
-        `eight_bit_depth`: see `PackedCsm`. `kernels`: try our own kernels (CUDA only).
+        `eight_bit_depth`: see `PackedCsm`. `kernels`: try our own kernels.
         """
         self.device = model.lm_head.weight.device
         settle(self.device)
         self.weights = PackedCsm(model, eight_bit_depth=eight_bit_depth)
         on_cuda = self.device.type == "cuda"
         self.steps = CudaSteps(self.weights) if on_cuda else Steps(self.weights)
-        self._use_kernels = kernels and on_cuda
+        self._use_kernels = kernels
         self.path = "PyTorch"
         """Which kernels compute the frames, in words."""
         # One more row, for the padding of steps that take rows by index.
@@ -120,6 +120,9 @@ class Runner:
         """Whether work is only queued: the next work should be queued before a frame is accessed.
         """
         self._index: Tensor | None = None
+        self._chosen: Sequence[int] = ()
+        self._used = [0] * self.state.rows
+        """Positions of each row that have been written to since it was wiped."""
         self._mailbox, self._staging = None, None
         if self.runs_behind:
             self._staging = Staging(_STAGED, self.device)
@@ -140,12 +143,31 @@ class Runner:
             self._choose_kernels(on_progress)
         if self._use_graphs:
             self._graphs = self._capture(on_progress)
-        for row in range(self.state.rows if self.runs_behind else 1):
+        if self.runs_behind:
+            self._used = [self.state.length] * self.state.rows
+        for row in range(self.state.rows):
             self.wipe(row)
 
     def _choose_kernels(self, on_progress: Callable[[str], None]) -> None:
         """Select our own kernels where they are right and faster; after any error PyTorch's."""
         on_progress("trying own kernels")
+        if self.runs_behind:
+            self._choose_on_cuda()
+        else:
+            self._choose_on_cpu()
+
+    def _choose_on_cpu(self) -> None:
+        from .native.selection import TRIED, select
+
+        own, told = select(self.steps, self.state)
+        self._used = [min(TRIED, self.state.length)] * self.state.rows
+        if own is None:
+            self.path = f"PyTorch (no own kernels: {told})"
+        else:
+            self.steps, self.path = own, told
+        log.info("%s", self.path)
+
+    def _choose_on_cuda(self) -> None:
         assert isinstance(self.steps, CudaSteps)
         try:
             from .kernels.selection import select
@@ -168,16 +190,19 @@ class Runner:
 
     @on_device
     def swap(self, a: int, b: int) -> None:
-        for tensor in self.state.tensors():
+        length = max(self._used[a], self._used[b])
+        for tensor in self.state.tensors(length):
             kept = tensor[a].clone()
             tensor[a].copy_(tensor[b])
             tensor[b].copy_(kept)
+        self._used[a], self._used[b] = self._used[b], self._used[a]
 
     @on_device
     def wipe(self, row: int) -> None:
         """Zero the row: a NaN left in it would spread to the next conversation even if masked."""
-        for tensor in self.state.tensors():
+        for tensor in self.state.tensors(self._used[row]):
             tensor[row].zero_()
+        self._used[row] = 0
 
     @on_device
     def start(self, row: int, draw: Draw) -> None:
@@ -210,6 +235,7 @@ class Runner:
         self._voices.move_to_end(key)
         length = kept.shape[3]
         self.state.memory[:, :, row, :, :length] = kept
+        self._used[row] = max(self._used[row], length)
         self.state.position[row].fill_(length)
         return length
 
@@ -234,6 +260,8 @@ class Runner:
     def read_all(self, prompts: Sequence[tuple[int, int, Positions]]) -> None:
         """`read` for several rows, in one pass of the backbone."""
         pieces = [Piece(row, start, len(positions)) for row, start, positions in prompts]
+        for piece in pieces:
+            self._used[piece.row] = max(self._used[piece.row], piece.start + piece.count)
         together = np.concatenate([positions for _, _, positions in prompts])
         read_prompts(self.weights, self.state, pieces, self._to_device(together))
 
@@ -242,6 +270,9 @@ class Runner:
         """Set the rows of the following steps, if steps take rows by index (`Steps.by_index`).
         Otherwise steps work on the first rows, whatever is set here.
         """
+        self._chosen = rows
+        if self.steps.by_index and self._index is None:
+            self._index = torch.arange(self.batches[-1], device=self.device)
         if self._index is not None:
             numbers = np.full(len(self._index), self.rows, np.int64)
             numbers[: len(rows)] = rows
@@ -278,6 +309,9 @@ class Runner:
         it.
         """
         size = padded(batch, self.batches)
+        for row in self._chosen if self.steps.by_index else range(size):
+            # One more than before, if it is padding.
+            self._used[row] = min(max(self._used[row] + 1, longest), self.state.length)
         if self._graphs is None:
             length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, self.state.length)
             read_frame(self.steps, self.state, self._batch(size), length)

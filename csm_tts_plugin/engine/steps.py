@@ -6,6 +6,7 @@ where the number of kernel launches matters. Our own kernels (`kernels/`) replac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .depth import draw_depth
 from .layers import EightBit, PackedLayer, rotate, rotation_matrices
 from .sampling import Sampler
 from .weights import PackedCsm
@@ -112,6 +114,37 @@ class Steps:
 
     def drawing(self, state: FrameState, batch: Batch, candidates: int) -> Drawing:
         return Drawing(self.weights, state, batch, candidates)
+
+    # Whole frames ---------------------------------------------------------------------------------
+
+    def draw_frame(
+        self,
+        state: FrameState,
+        batch: Batch,
+        candidates: int,
+        shape_logits: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `frame.draw_frame`."""
+        hidden = batch.take(state.hidden)
+        draw = self.drawing(state, batch, candidates)
+        logits = self.first_head(hidden)
+        first = draw.choose(logits if shape_logits is None else shape_logits(logits), 0)
+        assert first is not None
+        draw_depth(self, state.depth(self, batch.count), hidden, first, draw)
+        codes = draw.codes()
+        batch.put(state.codes, codes)
+        return codes, draw.sound()
+
+    def read_frame(self, state: FrameState, batch: Batch, length: int) -> None:
+        """See `frame.read_frame`."""
+        weights, reading = self.weights, self.reading(state, batch, length)
+        self.prepare(state, reading)
+        x = weights.embed_frames(batch.take(state.codes))
+        for number, layer in enumerate(weights.layers):
+            x = self.backbone_layer(state, number, layer, x, reading)
+        batch.put(state.hidden, weights.norm(x))
+        batch.add_one(state.position)
+        batch.add_one(state.sampling.frame)
 
     # The depth decoder ----------------------------------------------------------------------------
 

@@ -27,8 +27,13 @@ def small_mimi_config(codebooks: int = 4, codes: int = 64) -> MimiConfig:
     )
 
 
-def small_config(codebooks: int = 4, codes: int = 64, context: int = 256) -> CsmConfig:
-    """A tiny CSM with grouped-query attention and llama3 rope scaling."""
+def small_config(
+    codebooks: int = 4, codes: int = 64, context: int = 256, head_dim: int | None = None
+) -> CsmConfig:
+    """A tiny CSM with grouped-query attention and llama3 rope scaling. `head_dim`: of all heads;
+    the C kernels need a multiple of 32.
+    """
+    dims = {} if head_dim is None else {"head_dim": head_dim}
     return CsmConfig(
         num_codebooks=codebooks,
         vocab_size=codes + 3,
@@ -46,7 +51,9 @@ def small_config(codebooks: int = 4, codes: int = 64, context: int = 256) -> Csm
         audio_token_id=130,
         audio_eos_token_id=131,
         rope_parameters=LLAMA3_ROPE | {"original_max_position_embeddings": 64},
+        **dims,
         depth_decoder_config={
+            **dims,
             "num_codebooks": codebooks,
             "backbone_hidden_size": 64,
             "vocab_size": codes + 3,

@@ -14,14 +14,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..frame import Batch, FrameState, draw_frame
+from ..forced import forced_logits
+from ..frame import Batch, FrameState
 from ..layers import EightBit, PackedLayer, RmsNorm
-from ..steps import CudaSteps, Drawing, Steps, WideCache
+from ..steps import CudaSteps, WideCache
 from ..weights import PackedCsm
 from .steps import CLASSES, SITES, Chosen, KernelSteps, Packed, class_of, sites
 
@@ -328,26 +328,6 @@ def _exact_norm(norm: RmsNorm) -> RmsNorm:
 # Whole frames
 
 
-class ForcedDrawing(Drawing):
-    """Uses given codes instead of drawing, and keeps the logits."""
-
-    def __init__(self, weights: PackedCsm, codes: Tensor) -> None:
-        self._weights, self._forced = weights, codes
-        self.logits: list[Tensor] = []
-
-    def choose(self, logits: Tensor, codebook: int) -> Tensor | None:
-        self.logits.append(logits.float().clone())
-        embeddings = self._weights.depth_embeddings
-        code = self._forced[:, codebook]
-        return embeddings[codebook][code] if codebook < len(embeddings) else None
-
-    def codes(self) -> Tensor:
-        return self._forced
-
-    def sound(self) -> Tensor:
-        return torch.ones_like(self._forced[:, 0], dtype=torch.bool)
-
-
 def _keep_whole_frames(packed: Packed, found: Selection, benches: dict[int, Bench]) -> None:
     """Compares a whole frame with the same codes for each class: if the logits are not close to
     PyTorch's, the class uses no own kernels.
@@ -372,30 +352,10 @@ def frames_alike(own: CudaSteps, plain: CudaSteps, bench: Bench) -> bool:
     shape = (bench.count, weights.codebooks)
     codes = torch.arange(shape[0] * shape[1], device=state.hidden.device).view(shape)
     codes = codes % weights.codes
-    told = []
-    for steps in (own, plain):
-        forced = ForcedDrawing(weights, codes)
-        draw_frame(cast(Steps, _Forced(steps, forced)), state, bench.batch, 0)
-        told.append(torch.stack(forced.logits))
+    told = [forced_logits(steps, state, bench.batch, codes) for steps in (own, plain)]
     scale = told[1].abs().max()
     off = (told[0] - told[1]).abs().max()
     return bool(told[0].isfinite().all() and off <= _WHOLE_FRAME * scale)
-
-
-class _Forced:
-    """Steps that use given codes."""
-
-    def __init__(self, steps: CudaSteps, drawing: Drawing) -> None:
-        self._steps, self._drawing = steps, drawing
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._steps, name)
-
-    def at(self, batch: int) -> _Forced:
-        return self
-
-    def drawing(self, state: FrameState, batch: Batch, candidates: int) -> Drawing:
-        return self._drawing
 
 
 def in_a_graph(work: Callable[[], object]) -> float:
