@@ -44,6 +44,10 @@ _BEHIND = 9 * STEP
 within it; the watermarked output ends where the newest complete window begins."""
 _PIECES = -(-WINDOW // STEP)
 """Steps that a window overlaps, the last one partly."""
+STRENGTH = 1.25
+"""Factor on the changes of level, in decibels, that Perth makes. The first frames of speech are not
+marked here, and with Perth's own strength 3 of 120 short sentences were not detected after Opus at
+16 kbit/s. It costs 0.1 of PESQ."""
 _DB = 0.05 * 2.302585092994046
 """Factor from decibels to the natural logarithm of the amplitude."""
 
@@ -120,7 +124,7 @@ class Marker:
             x = torch.cat([past, x], dim=1)
             past.copy_(x[:, x.shape[1] - KERNEL + 1 :])
             x = self._net.over_time(layer, x)
-        return torch.expm1(self._net.last(x) * (RANGE_DB * _DB))
+        return torch.expm1(self._net.last(x) * (STRENGTH * RANGE_DB * _DB))
 
     @staticmethod
     def _added(marks: Tensor, tail: Tensor) -> Tensor:

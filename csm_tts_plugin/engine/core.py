@@ -299,7 +299,13 @@ class Engine:
         stage = Marking(slots, checkpoint.device) if self.config.watermark == "perth" else None
         if stage is None:
             log.warning("generated speech has no watermark: CSM_WATERMARK=off")
-        codec = Codec(checkpoint.model.codec_model, slots, graphs=graphs, stage=stage)
+        codec = Codec(
+            checkpoint.model.codec_model,
+            slots,
+            graphs=graphs,
+            stage=stage,
+            kernels=self.config.kernels,
+        )
         weights = runner.weights
         writer = PromptWriter(checkpoint.processor, weights.codebooks, weights.eos_code)
         self._progress("warming up")
@@ -318,7 +324,7 @@ class Engine:
             self._writer, self._scheduler = writer, scheduler
             self._defaults = SamplingDefaults.of(checkpoint.model)
             info = engine_info(checkpoint, context, self.config.watermark, bounds)
-            self._info = replace(info, path=runner.path)
+            self._info = replace(info, path=f"{runner.path}; codec: {codec.path}")
             self._rounds = Rounds(
                 runner, codec, scheduler, writer, self._conversations, self._wake, bounds.turns
             )

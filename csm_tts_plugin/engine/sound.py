@@ -6,6 +6,7 @@ not wait for what the model has queued, and it runs while the backbone processes
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -22,6 +23,8 @@ from .codec_layers import Rows
 from .devices import Mailbox, Staging, on_device, settle
 from .graphs import GraphSet, batch_sizes, padded
 from .mimi import MimiDecoder
+
+log = logging.getLogger("csm_tts_plugin.engine")
 
 
 class Stage(Protocol):
@@ -80,10 +83,16 @@ class Codec:
     """The codec's decoder and the stage after it, with a row for each utterance being spoken."""
 
     def __init__(
-        self, codec: Any, rows: int, *, graphs: bool = False, stage: Stage | None = None
+        self,
+        codec: Any,
+        rows: int,
+        *,
+        graphs: bool = False,
+        stage: Stage | None = None,
+        kernels: bool = True,
     ) -> None:
         """`codec`: a MimiModel; `rows`: the most utterances at a time; `graphs`: capture CUDA
-        graphs.
+        graphs; `kernels`: try our own kernels (on a CPU).
         """
         self.device = codec.device
         settle(self.device)
@@ -92,6 +101,9 @@ class Codec:
         self.stage = stage
         self._rows, self._free = rows, set(range(rows))
         self._most = max(rows, LENGTHS[-1])
+        self._use_kernels = kernels
+        self.path = "PyTorch"
+        """Which kernels compute the convolutions, in words."""
         self._use_graphs, self._graphs = graphs, None if not graphs else GraphSet()
         self.runs_behind = self.device.type == "cuda"
         """Whether calls are only queued."""
@@ -214,6 +226,11 @@ class Codec:
         """
         if self._graphs is not None:
             self._capture(self._graphs, on_progress)
+        if self._use_kernels and not self.runs_behind:
+            from .native.codec import choose
+
+            self.path = choose(self.decoder)
+            log.info("codec: %s", self.path)
         row = self.take()
         for frames in LENGTHS:
             codes = np.zeros((1, self.decoder.codebooks, frames), np.int64)

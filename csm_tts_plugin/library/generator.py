@@ -128,7 +128,7 @@ class Generator:
         context = model.config.max_position_embeddings
         self._runner = Runner(self.model, 1, context, graphs=graphs, kernels=config.kernels)
         self._runner.warm_up()
-        self._codec = Codec(self.model.codec_model, 1, graphs=graphs)
+        self._codec = Codec(self.model.codec_model, 1, graphs=graphs, kernels=config.kernels)
         self._codec.warm_up()
         self._speaking = threading.Lock()
 

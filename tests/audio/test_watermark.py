@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from csm_tts_plugin.audio import perth
+from csm_tts_plugin.audio import perth, watermark
 from csm_tts_plugin.audio.watermark import DELAY, Fade, Marker, marked
 from csm_tts_plugin.config import FRAME_SAMPLES
 from csm_tts_plugin.errors import ModelLoadError
@@ -82,13 +82,19 @@ def test_streams_go_on_wherever_they_stand_in_a_batch(speech):
         assert np.abs(joined - whole(a if name == "a" else b)).max() < 1e-6
 
 
-def test_it_is_the_mark_that_perth_makes(speech):
+def test_it_is_the_mark_that_perth_makes(speech, monkeypatch):
     golden, rate = soundfile.read(GOLDEN, dtype="float32")
     plain = speech.reshape(-1)[rate : 2 * rate]
+    stronger = whole(speech)[rate : 2 * rate]
+    monkeypatch.setattr(watermark, "STRENGTH", 1.0)
     ours = whole(speech)[rate : 2 * rate]
     assert decibels(plain - golden) > -50.0, "the recording is another one"
     # The error of the 8-bit weights is 45 dB below the mark itself.
     assert decibels(ours - golden) < decibels(plain - golden) - 35.0
+    # Stronger, it is the same change, only larger.
+    change, golden_change = stronger - plain, golden - plain
+    assert np.corrcoef(change, golden_change)[0, 1] > 0.99
+    assert 1.0 < decibels(change) - decibels(golden_change) < 3.0
 
 
 def test_nothing_above_2_khz_is_touched(speech):

@@ -298,7 +298,7 @@ def test_a_runner_uses_them_where_they_are_faster(model: Any, monkeypatch: Any) 
     ("broken", "told"),
     [
         ({"target": build, "name": "compiler", "value": lambda: None}, "no C compiler"),
-        ({"target": build, "name": "SOURCE", "value": __file__}, "does not compile them"),
+        ({"target": build, "name": "SOURCES", "value": [__file__]}, "does not compile them"),
         ({"target": selection, "name": "_times", "value": lambda *_: (2.0, 1.0)}, "slower for 1"),
         ({"target": selection, "name": "_LARGEST", "value": 10}, "too large for a second copy"),
     ],
@@ -307,6 +307,7 @@ def test_otherwise_pytorch_computes_frames_and_says_why(
     model: Any, monkeypatch: Any, broken: dict[str, Any], told: str
 ) -> None:
     monkeypatch.setattr(broken["target"], broken["name"], broken["value"])
+    build.shared.cache_clear()
     runner = warm(Runner(model, 2, 128))
     assert not isinstance(runner.steps, NativeSteps)
     assert runner.path.startswith("PyTorch (no own kernels: ")

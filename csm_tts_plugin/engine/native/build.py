@@ -1,18 +1,19 @@
-"""Compiles `frame.c` for this machine's processor and loads it.
+"""Compiles `frame.c` and `codec.c` for this machine's processor and loads it.
 
-It takes half a second, so nothing is cached: a cached library could be one for another processor.
+It takes about a second, so nothing is cached: a cached library could be one for another processor.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import shlex
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("frame.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("frame.c", "codec.c"))
 COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = shlex.split("-O3 -std=gnu11 -fno-math-errno -fno-trapping-math -fPIC -shared")
 _TARGETS: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])
@@ -29,15 +30,21 @@ def compiler() -> str | None:
     return next((path for name in COMPILERS if (path := shutil.which(name))), None)
 
 
+@functools.cache
+def shared() -> ctypes.CDLL:
+    """The kernels, compiled at the first call. Raises BuildError."""
+    return load()
+
+
 def load() -> ctypes.CDLL:
     """Compile and load the kernels. Raises BuildError."""
     program = compiler()
     if program is None:
         raise BuildError("no C compiler")
     with tempfile.TemporaryDirectory(prefix="csm-tts-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "frame.so"
+        path = Path(folder) / "kernels.so"
         for target in _TARGETS:
-            command = [program, *_FLAGS, *target, str(SOURCE), "-o", str(path), "-lm"]
+            command = [program, *_FLAGS, *target, *map(str, SOURCES), "-o", str(path), "-lm"]
             if _run(command) == 0:
                 return _loaded(path)
     raise BuildError(f"{Path(program).name} does not compile them")

@@ -16,7 +16,7 @@ from ..forced import forced_logits
 from ..frame import Batch, FrameState
 from ..steps import Steps
 from ..weights import PackedCsm
-from .build import BuildError, load
+from .build import BuildError, shared
 from .layout import packed_bytes
 from .steps import NativeSteps
 
@@ -38,7 +38,7 @@ def select(plain: Steps, state: FrameState) -> tuple[NativeSteps | None, str]:
     if packed_bytes(weights) > _LARGEST:
         return None, "the weights are too large for a second copy"
     try:
-        own = NativeSteps(weights, state, load())
+        own = NativeSteps(weights, state, shared())
     except (BuildError, ValueError) as error:
         return None, str(error)
     count = min(_ROWS, state.rows)
