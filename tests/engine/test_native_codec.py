@@ -23,7 +23,7 @@ ROWS = 5
 def without_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
-    build.shared.cache_clear()
+    build._shared.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_otherwise_pytorch_decodes_and_says_why(mimi: Any, monkeypatch: pytest.M
     convs = [module for module in made.decoder.modules() if isinstance(module, CausalConv)]
     assert all(conv.native is None for conv in convs)
     monkeypatch.setattr(build, "compiler", lambda: None)
-    build.shared.cache_clear()
+    build._shared.cache_clear()
     assert warm(mimi).path == "PyTorch (no own kernels: no C compiler)"
     assert warm(mimi, kernels=False).path == "PyTorch"
 
