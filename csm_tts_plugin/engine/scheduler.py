@@ -177,7 +177,8 @@ class Scheduler:
         limit = self.slots + self.queue + (self.slots if seat.continues else 0)
         if not seat.jobs and self.busy() >= limit:
             raise BusyError(
-                f"All {self.slots} slots speak and {self.queue} utterances wait; try again soon.",
+                f"All {self.slots} slots speak and {self.queue} conversations wait; try again "
+                "soon.",
                 retry_after=retry_after,
             )
         self._clock += 1

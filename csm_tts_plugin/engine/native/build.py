@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("frame.c", "codec.c"))
-HEADERS = (Path(__file__).with_name("vectors.h"),)
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("layers.h", "vectors.h"))
 COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = shlex.split("-O3 -std=gnu11 -fno-math-errno -fno-trapping-math -fPIC -shared")
 _TARGETS: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])

@@ -6,18 +6,21 @@
 #include "vectors.h"
 
 typedef struct {
-    int64_t taps, in, out; /* numbers per position; out is padded to whole registers in `weight` */
-    int64_t memory; /* positions before the first one that are looked at */
-    int64_t activated; /* whether an ELU comes first */
+    int64_t taps, in, out;  /* numbers per position; out is padded to whole registers in `weight` */
+    int64_t memory;         /* positions before the first one that are looked at */
+    int64_t activated;      /* whether an ELU comes first */
     const int64_t *offsets; /* [taps], the padded position at which each tap looks first */
-    const float *weight; /* panels [taps][in][PANEL], the last one [taps][in][WIDE] if that is enough */
+    const float
+        *weight; /* panels [taps][in][PANEL], the last one [taps][in][WIDE] if that is enough */
     const float *bias; /* [out], padded to whole registers */
 } Conv;
 
 INLINE void put(float *y, vec x, int64_t columns, int add)
 {
     if (columns >= WIDE) {
-        *(vec *)y = add ? *(vec *)y + x : x;
+        if (add)
+            x += *(vec *)y;
+        *(vec *)y = x;
         return;
     }
     float some[WIDE];
@@ -26,8 +29,9 @@ INLINE void put(float *y, vec x, int64_t columns, int add)
         y[i] = add ? y[i] + some[i] : some[i];
 }
 
-/* `rows` positions with inputs at x[r] -> their outputs at y[r], for `vecs` registers of columns. */
-INLINE void cell(const int rows, const int vecs, const Conv *c, const float *const *x, const float *w, const float *bias, float *const *y, int64_t columns, int add)
+/* `rows` positions with inputs at x[r] -> outputs at y[r], for `vecs` registers of columns. */
+INLINE void cell(const int rows, const int vecs, const Conv *c, const float *const *x,
+                 const float *w, const float *bias, float *const *y, int64_t columns, int add)
 {
     vec sum[MOST * 2];
 #pragma GCC unroll 32
@@ -59,20 +63,27 @@ INLINE void cell(const int rows, const int vecs, const Conv *c, const float *con
             put(y[r] + v * WIDE, sum[r * vecs + v], columns - v * WIDE, add);
 }
 
-#define CELL(R) \
-    case R: \
-        if (vecs == 2) \
+#define CELL(R)                                         \
+    case R:                                             \
+        if (vecs == 2)                                  \
             cell(R, 2, c, x, w, bias, y, columns, add); \
-        else \
+        else                                            \
             cell(R, 1, c, x, w, bias, y, columns, add); \
         return;
 
-static void some_cell(int rows, int vecs, const Conv *c, const float *const *x, const float *w, const float *bias, float *const *y, int64_t columns, int add)
+static void some_cell(int rows, int vecs, const Conv *c, const float *const *x, const float *w,
+                      const float *bias, float *const *y, int64_t columns, int add)
 {
     switch (rows) {
-        CELL(1) CELL(2) CELL(3) CELL(4)
+        CELL(1)
+        CELL(2)
+        CELL(3)
+        CELL(4)
 #if MOST > 4
-        CELL(5) CELL(6) CELL(7) CELL(8)
+        CELL(5)
+        CELL(6)
+        CELL(7)
+        CELL(8)
 #endif
     }
 }
@@ -93,15 +104,20 @@ static void elu(const float *x, float *y, int64_t n)
 }
 
 /* Numbers of scratch memory that a call needs. */
-int64_t conv_scratch(const Conv *c, int64_t batch, int64_t length) { return batch * (c->memory + length) * c->in; }
+int64_t conv_scratch(const Conv *c, int64_t batch, int64_t length)
+{
+    return batch * (c->memory + length) * c->in;
+}
 
 /* x [batch][length][in] and before it past [rows][memory][in], which is updated -> `memory`, the
  * inputs of all rows one after the other. */
-void conv_fill(const Conv *c, int64_t batch, int64_t length, const int64_t *rows, const float *x, float *past, float *memory)
+void conv_fill(const Conv *c, int64_t batch, int64_t length, const int64_t *rows, const float *x,
+               float *past, float *memory)
 {
     const size_t one = sizeof(float) * (size_t)c->in;
     for (int64_t b = 0; b < batch; b++) {
-        float *before = past + rows[b] * c->memory * c->in, *here = memory + b * (c->memory + length) * c->in;
+        float *before = past + rows[b] * c->memory * c->in,
+              *here = memory + b * (c->memory + length) * c->in;
         memcpy(here, before, one * (size_t)c->memory);
         if (c->activated)
             elu(x + b * length * c->in, here + c->memory * c->in, length * c->in);
@@ -112,7 +128,8 @@ void conv_fill(const Conv *c, int64_t batch, int64_t length, const int64_t *rows
 }
 
 /* What `conv_fill` prepared -> y [batch][length][out], or added to it. */
-void conv_product(const Conv *c, int64_t batch, int64_t length, const float *memory, float *y, int64_t add)
+void conv_product(const Conv *c, int64_t batch, int64_t length, const float *memory, float *y,
+                  int64_t add)
 {
     const int64_t positions = batch * length, area = c->taps * c->in;
     int64_t tiles = (positions + MOST - 1) / MOST, most = (positions + tiles - 1) / tiles;
@@ -128,7 +145,8 @@ void conv_product(const Conv *c, int64_t batch, int64_t length, const float *mem
                 from[r] = memory + (b * (c->memory + length) + t) * c->in;
                 to[r] = y + (p + r) * c->out + column;
             }
-            some_cell(some, columns > WIDE ? 2 : 1, c, from, w, c->bias + column, to, columns, (int)add);
+            some_cell(some, columns > WIDE ? 2 : 1, c, from, w, c->bias + column, to, columns,
+                      (int)add);
         }
     }
 }

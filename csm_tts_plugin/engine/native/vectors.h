@@ -8,7 +8,7 @@
 
 #if defined(__AVX512F__)
 #define WIDE 16 /* floats in a register */
-#define MOST 8 /* rows: two registers of sums for each */
+#define MOST 8  /* rows: two registers of sums for each */
 #else
 #define WIDE 8
 #define MOST 4
@@ -17,7 +17,7 @@
 #define AHEAD 64 /* rows of a panel by which weights are fetched ahead of their use */
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float vec __attribute__((vector_size(4 * WIDE), aligned(4)));
+typedef float vec __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
 typedef int32_t ints __attribute__((vector_size(4 * WIDE), aligned(4)));
 
 static inline int64_t padded(int64_t columns) { return (columns + PANEL - 1) / PANEL * PANEL; }
