@@ -114,16 +114,18 @@ int64_t conv_scratch(const Conv *c, int64_t batch, int64_t length)
 void conv_fill(const Conv *c, int64_t batch, int64_t length, const int64_t *rows, const float *x,
                float *past, float *memory)
 {
-    const size_t one = sizeof(float) * (size_t)c->in;
+    const int64_t kept = c->memory * c->in, fresh = length * c->in;
     for (int64_t b = 0; b < batch; b++) {
-        float *before = past + rows[b] * c->memory * c->in,
-              *here = memory + b * (c->memory + length) * c->in;
-        memcpy(here, before, one * (size_t)c->memory);
+        float *here = memory + b * (kept + fresh);
         if (c->activated)
-            elu(x + b * length * c->in, here + c->memory * c->in, length * c->in);
+            elu(x + b * fresh, here + kept, fresh);
         else
-            memcpy(here + c->memory * c->in, x + b * length * c->in, one * (size_t)length);
-        memcpy(before, here + length * c->in, one * (size_t)c->memory);
+            memcpy(here + kept, x + b * fresh, sizeof(float) * (size_t)fresh);
+        if (!kept)
+            continue;
+        float *before = past + rows[b] * kept;
+        memcpy(here, before, sizeof(float) * (size_t)kept);
+        memcpy(before, here + fresh, sizeof(float) * (size_t)kept);
     }
 }
 
