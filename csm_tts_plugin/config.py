@@ -30,6 +30,11 @@ DEFAULT_MODEL = "eustlb/csm-1b"
 DEFAULT_PORT = 8090
 
 
+def cache_folder(env: Mapping[str, str] = os.environ) -> Path:
+    """The user's folder for what can be made again. Raises RuntimeError if there is no home."""
+    return Path(env.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "csm_tts_plugin"
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits for requests: all bounds on external input."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from csm_tts_plugin.engine.mimi import MimiDecoder
 from csm_tts_plugin.engine.native import build, codec
 from csm_tts_plugin.engine.sound import Codec
 from tests.support.models import small_model
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler here")
 
 ROWS = 5
 
@@ -33,6 +36,8 @@ def mimi() -> Any:
 
 @pytest.fixture(scope="module", params=[None, ["-mavx2", "-mfma"]], ids=["native", "narrow"])
 def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
+    if request.param is not None and platform.machine() not in {"x86_64", "AMD64"}:
+        pytest.skip("AVX2 belongs to x86")
     with pytest.MonkeyPatch.context() as patch:
         if request.param is not None:
             patch.setattr(build, "_TARGETS", (request.param,))

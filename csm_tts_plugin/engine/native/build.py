@@ -18,6 +18,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+from ...config import cache_folder
+
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("frame.c", "codec.c"))
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("layers.h", "vectors.h"))
 COMPILERS = ("cc", "gcc", "clang")
@@ -94,10 +96,8 @@ def _kept(program: str) -> Path | None:
     """Where the library is kept; None if there is no folder that only this user can write to, or
     if the processor is not known.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        processor = _processor()
-        folder = Path(base).expanduser() / "csm_tts_plugin"
+        processor, folder = _processor(), cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
         if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
