@@ -9,6 +9,7 @@ then speaks so without a reference. Needs the extra `adapters`.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,9 @@ from csm_tts_plugin.engine.loading import TINY_FOLDER
 from csm_tts_plugin.errors import ConfigError, CsmError
 
 RATE = 24_000
-SEMITONES = 7
+FIFTH = 12 * math.log2(3 / 2) + 1e-9
+"""Semitones; as a ratio of whole numbers. For most others torchaudio resamples with a filter of
+hundreds of megabytes."""
 LAYERS = r"(backbone_model|depth_decoder)\..*\.(q|k|v|o|gate|up|down)_proj"
 SENTENCES = (
     "The boat came home before the rain began.",
@@ -70,7 +73,7 @@ def made_up(model: Any, processor: Any) -> Iterator[tuple[str, torch.Tensor]]:
     first, *others = SENTENCES
     with torch.no_grad():
         (spoken,) = model.generate(**prompt(processor, turn(first)), output_audio=True)
-        raised = pitch_shift(spoken.float(), RATE, SEMITONES)  # as long as before
+        raised = pitch_shift(spoken.float(), RATE, FIFTH)  # as long as before
         reference = turn(first, raised.numpy())
         for text in others:
             (codes,) = model.generate(**prompt(processor, reference, turn(text)))
