@@ -33,7 +33,7 @@ RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip uninstall --yes pip
 
 FROM base AS engine
-# Triton compiles what it starts kernels with; without a compiler the engine stays with PyTorch's.
+# Our own kernels need a compiler, on a GPU for Triton; without one the engine uses PyTorch's.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc=4:12.2.0-3 libc6-dev=2.36-9+deb12u14 \
     && rm -rf /var/lib/apt/lists/*
@@ -41,6 +41,7 @@ COPY --from=engine-packages /opt/venv /opt/venv
 COPY csm_tts_plugin /app/csm_tts_plugin
 ENV HF_HOME=/cache \
     TRITON_CACHE_DIR=/cache/triton \
+    XDG_CACHE_HOME=/cache \
     CSM_VOICES_DIR=/voices
 USER 10001:10001
 VOLUME ["/cache", "/voices"]

@@ -31,7 +31,7 @@ DEFAULT_PORT = 8090
 
 
 def cache_folder(env: Mapping[str, str] = os.environ) -> Path:
-    """The user's folder for what can be made again. Raises RuntimeError if there is no home."""
+    """The user's folder for files that can be rebuilt. Raises RuntimeError if there is no home."""
     return Path(env.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "csm_tts_plugin"
 
 

@@ -145,16 +145,18 @@ def _no_card(config: EngineConfig, cuda: str | None) -> Iterator[Finding]:
 
 
 def _c_kernels(config: EngineConfig) -> Finding:
-    """Whether the C kernels compile; the engine decides at start-up whether it uses them."""
+    """Whether the C kernels can be built; the engine decides at start-up whether it uses them."""
     from ..engine.native.build import BuildError, load
 
     if not config.kernels:
         return note("own kernels: turned off by CSM_KERNELS=0; frames take longer")
+    if config.dtype == "bfloat16" or config.eight_bit_depth:
+        return note("own kernels: none on a CPU in bfloat16 or 8 bits; frames take longer")
     try:
         load()
     except BuildError as error:
         return note(f"own kernels: {error}; PyTorch's are used, frames take about twice as long")
-    return ok("own kernels: the C compiler makes them; /readyz tells whether they are used")
+    return ok("own kernels: the C compiler builds them; /readyz tells whether they are used")
 
 
 def _room(config: EngineConfig, size_gb: float) -> Iterator[Finding]:

@@ -120,7 +120,7 @@ class Runner:
         """Whether work is only queued: the next work should be queued before a frame is accessed.
         """
         self._index: Tensor | None = None
-        self._chosen: Sequence[int] = ()
+        self._chosen: Sequence[int] | None = None
         self._used = [0] * self.state.rows
         """Positions of each row that have been written to since it was wiped."""
         self._mailbox, self._staging = None, None
@@ -159,8 +159,12 @@ class Runner:
     def _choose_on_cpu(self) -> None:
         from .native.selection import TRIED, select
 
-        own, told = select(self.steps, self.state)
         self._used = [min(TRIED, self.state.length)] * self.state.rows
+        try:
+            own, told = select(self.steps, self.state)
+        except Exception as error:
+            log.warning("the C kernels fail", exc_info=True)
+            own, told = None, f"they raise {type(error).__name__}"
         if own is None:
             self.path = f"PyTorch (no own kernels: {told})"
         else:
@@ -309,7 +313,8 @@ class Runner:
         it.
         """
         size = padded(batch, self.batches)
-        for row in self._chosen if self.steps.by_index else range(size):
+        chosen = self._chosen if self.steps.by_index else None
+        for row in range(size) if chosen is None else chosen:
             # One more than before, if it is padding.
             self._used[row] = min(max(self._used[row] + 1, longest), self.state.length)
         if self._graphs is None:

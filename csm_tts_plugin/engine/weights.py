@@ -18,7 +18,9 @@ from .layers import PackedLayer, RmsNorm, matrix, rope_tables, rotation_matrices
 
 
 class PackedCsm:
-    """Sizes and packed weights. The caller keeps `model`, which stays usable."""
+    """Sizes and packed weights. The caller keeps `model`, which stays usable; its weights must not
+    change any more, because some of them are copied here.
+    """
 
     def __init__(self, model: Any, *, eight_bit_depth: bool = False) -> None:
         """`eight_bit_depth`: quantise the depth decoder's layers to 8 bits, but not its heads."""

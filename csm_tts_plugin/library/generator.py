@@ -110,6 +110,8 @@ class _Request:
 class Generator:
     """Generates speech with any `CsmForConditionalGeneration`; the model itself stays usable.
 
+    Its weights are packed here: after a later change of them, make a new generator.
+
     `metrics` are those of the last requested stream.
     """
 

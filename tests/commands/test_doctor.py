@@ -275,6 +275,7 @@ def test_what_own_kernels_need_is_told(monkeypatch):
 def test_what_the_kernels_of_a_cpu_need_is_told(monkeypatch):
     assert "turned off by CSM_KERNELS=0" in doctor._c_kernels(EngineConfig(kernels=False)).text
     assert doctor._c_kernels(EngineConfig()).mark is doctor.Mark.OK
+    assert "in bfloat16" in doctor._c_kernels(EngineConfig(dtype="bfloat16")).text
     monkeypatch.setenv("PATH", "")
     found = doctor._c_kernels(EngineConfig())
     assert (found.mark, "no C compiler" in found.text) == (doctor.Mark.NOTE, True)

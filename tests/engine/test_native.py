@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +28,7 @@ from tests.engine.tools import (
 )
 from tests.support.models import small_model
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler here")
+pytestmark = pytest.mark.skipif(not build.compilers(), reason="there is no C compiler here")
 
 ROWS = 12
 
@@ -53,8 +52,8 @@ def library() -> ctypes.CDLL:
 @pytest.fixture(scope="module")
 def narrow() -> ctypes.CDLL:
     """The kernels without AVX-512: half as many rows a call, and half as wide."""
-    if platform.machine() not in {"x86_64", "AMD64"}:
-        pytest.skip("AVX2 belongs to x86")
+    if "avx2" not in build._processor():
+        pytest.skip("the processor has no AVX2")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "_TARGETS", (["-mavx2", "-mfma"], []))
         return build.load()
@@ -97,14 +96,14 @@ def restore(runner: Runner, before: list[torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 12])
-def test_logits_of_the_depth_decoder_are_those_of_pytorch(
+def test_logits_of_all_codebooks_are_those_of_pytorch(
     model: Any, kernels: ctypes.CDLL, count: int
 ) -> None:
     runner = filled(model, kernels)
     runner.state.codes.random_(0, runner.weights.codes)
     mine = runner.steps.told(runner.state, Batch(count))  # type: ignore[attr-defined]
     codes = runner.state.codes[:count].clone()
-    theirs = forced_logits(plain(runner), runner.state, Batch(count), codes)[1:]
+    theirs = forced_logits(plain(runner), runner.state, Batch(count), codes)
     torch.testing.assert_close(mine, theirs.transpose(0, 1), rtol=1e-4, atol=1e-4)
 
 
@@ -266,7 +265,7 @@ def test_rows_are_shared_evenly_among_threads(
 
 
 def test_streams_of_an_engine_that_come_and_go_are_those_of_generate(monkeypatch: Any) -> None:
-    monkeypatch.setattr(selection, "_times", lambda *_: (1.0, 2.0))
+    monkeypatch.setattr(selection, "no_slower", lambda *_: True)
     small = small_checkpoint(2, head_dim=32)
     hand = ByHand(small, slots=3, queue=9)
     assert isinstance(hand.runner.steps, NativeSteps)
@@ -283,75 +282,61 @@ def test_streams_of_an_engine_that_come_and_go_are_those_of_generate(monkeypatch
             assert_begins(alone(small, text, 15), one.codes)
 
 
-# Where they are used
-
-
-def warm(runner: Runner) -> Runner:
-    runner.warm_up()
-    return runner
-
-
-def test_a_runner_uses_them_where_they_are_faster(model: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(selection, "_times", lambda *_: (1.0, 2.0))
-    runner = warm(Runner(model, 4, 128))
-    assert isinstance(runner.steps, NativeSteps)
-    assert runner.path == "C kernels"
-    assert not any(tensor.any() for tensor in runner.state.tensors())
-
-
-@pytest.mark.parametrize(
-    ("broken", "told"),
-    [
-        ({"target": build, "name": "compiler", "value": lambda: None}, "no C compiler"),
-        ({"target": build, "name": "SOURCES", "value": [__file__]}, "does not compile them"),
-        ({"target": selection, "name": "_times", "value": lambda *_: (2.0, 1.0)}, "slower for 1"),
-        ({"target": selection, "name": "_LARGEST", "value": 10}, "too large for a second copy"),
-    ],
-)
-def test_otherwise_pytorch_computes_frames_and_says_why(
-    model: Any, monkeypatch: Any, broken: dict[str, Any], told: str
+def test_shaped_logits_may_have_another_precision_but_no_other_shape(
+    model: Any, library: ctypes.CDLL
 ) -> None:
-    monkeypatch.setattr(broken["target"], broken["name"], broken["value"])
-    build._shared.cache_clear()
-    runner = warm(Runner(model, 2, 128))
-    assert not isinstance(runner.steps, NativeSteps)
-    assert runner.path.startswith("PyTorch (no own kernels: ")
-    assert told in runner.path
-    assert runner.draw(1, 0).sound.all()
+    runner = filled(model, library)
+    runner.select([2])
+    runner.start(2, Draw((0.0, 0.0), (1, 1), 0))
+    for dtype in (torch.float64, torch.bfloat16):
+        logits = torch.zeros(1, runner.weights.codes, dtype=dtype)
+        logits[0, 9] = 1.0
+        assert runner.draw(1, 0, lambda _, given=logits: given).codes[0, 0] == 9
+    with pytest.raises(ValueError, match=r"logits of shape \(1, 3\)"):
+        runner.draw(1, 0, lambda _: torch.zeros(1, 3))
 
 
-@pytest.mark.parametrize("value", [1.5, float("nan")])
-def test_kernels_that_give_other_numbers_are_not_used(
-    model: Any, monkeypatch: Any, value: float
-) -> None:
-    right = NativeSteps.told
-    monkeypatch.setattr(NativeSteps, "told", lambda *args: right(*args) * value)
-    runner = warm(Runner(model, 2, 128))
-    assert runner.path == "PyTorch (no own kernels: their results differ from PyTorch's)"
+def test_a_row_that_does_not_exist_is_an_error(model: Any, library: ctypes.CDLL) -> None:
+    runner = filled(model, library)
+    for rows in ([0, ROWS], [-1, 2]):
+        with pytest.raises(IndexError):
+            runner.steps.draw_frame(runner.state, Batch(2, torch.tensor(rows)), 0)
 
 
-def test_a_model_they_cannot_compute_is_computed_by_pytorch() -> None:
-    assert "heads of 8 numbers" in warm(Runner(small_model(1), 2, 64)).path
-    eight = Runner(small_model(1, head_dim=32), 2, 64, eight_bit_depth=True)
-    assert "the depth decoder has 8 bits" in warm(eight).path
-    wide = small_model(1, head_dim=32).to(torch.bfloat16)
-    assert "the weights are bfloat16" in warm(Runner(wide, 2, 64)).path
-
-
-def test_they_can_be_turned_off(model: Any) -> None:
-    runner = warm(Runner(model, 2, 64, kernels=False))
-    assert (runner.path, type(runner.steps).__name__) == ("PyTorch", "Steps")
+def test_a_full_context_is_read_to_its_last_position(model: Any, library: ctypes.CDLL) -> None:
+    runner = filled(model, library)
+    runner.state.position[:2] = torch.tensor([runner.state.context - 1, runner.state.context])
+    before = kept(runner)
+    plain(runner).read_frame(runner.state, Batch(2), runner.state.length)
+    theirs = kept(runner)
+    restore(runner, before)
+    runner.steps.read_frame(runner.state, Batch(2), runner.state.length)
+    torch.testing.assert_close(runner.state.hidden[0], theirs[1][0], rtol=1e-4, atol=1e-4)
+    assert runner.state.hidden[1].isfinite().all()
+    longer = Runner(model, 1, 1000)
+    with pytest.raises(ValueError, match="no rotation for a context of"):
+        NativeSteps(longer.weights, longer.state, library)
 
 
 def test_a_wiped_row_holds_nothing_however_it_was_filled(model: Any, library: Any) -> None:
     runner = filled(model, library)
     runner.keep_voice("someone", 3, 9)
     runner.select([6, 3])
-    for _ in range(5):
+    for longest in range(300, 305):
         runner.draw(2, 30)
-        runner.advance(2, 1)
+        runner.advance(2, longest)
     runner.swap(6, 11)
     assert runner.restore_voice("someone", 0) == 9
     for row in range(ROWS):
         runner.wipe(row)
     assert not any(tensor.any() for tensor in runner.state.tensors())
+
+
+def test_a_row_that_was_never_selected_is_wiped_as_well(model: Any, library: Any) -> None:
+    """As in the library's generator, which has one row."""
+    runner = filled(model, library)
+    for longest in range(300, 340):
+        runner.draw(1, 30)
+        runner.advance(1, longest)
+    runner.wipe(0)
+    assert not any(tensor[0].any() for tensor in runner.state.tensors())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from csm_tts_plugin.engine.native import build, codec
 from csm_tts_plugin.engine.sound import Codec
 from tests.support.models import small_model
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="there is no C compiler here")
+pytestmark = pytest.mark.skipif(not build.compilers(), reason="there is no C compiler here")
 
 ROWS = 5
 
@@ -36,8 +35,8 @@ def mimi() -> Any:
 
 @pytest.fixture(scope="module", params=[None, ["-mavx2", "-mfma"]], ids=["native", "narrow"])
 def library(request: pytest.FixtureRequest) -> ctypes.CDLL:
-    if request.param is not None and platform.machine() not in {"x86_64", "AMD64"}:
-        pytest.skip("AVX2 belongs to x86")
+    if request.param is not None and "avx2" not in build._processor():
+        pytest.skip("the processor has no AVX2")
     with pytest.MonkeyPatch.context() as patch:
         if request.param is not None:
             patch.setattr(build, "_TARGETS", (request.param,))
@@ -135,16 +134,10 @@ def warm(mimi: Any, **options: Any) -> Codec:
     return made
 
 
-def faster(monkeypatch: pytest.MonkeyPatch, first: float, second: float) -> None:
-    """PyTorch takes `first` seconds, the kernels `second`."""
-    right, told = codec._try, iter((first, second))
-    monkeypatch.setattr(codec, "_try", lambda *args: (right(*args)[0], [next(told)]))
-
-
 def test_a_codec_uses_them_where_they_are_faster(
     mimi: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faster(monkeypatch, 2.0, 1.0)
+    monkeypatch.setattr(codec, "no_slower", lambda *_: True)
     made = warm(mimi)
     assert made.path == "C kernels"
     assert not any(state.any() for _, state in made.decoder._state)
@@ -156,12 +149,12 @@ def test_a_codec_uses_them_where_they_are_faster(
 
 
 def test_otherwise_pytorch_decodes_and_says_why(mimi: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    faster(monkeypatch, 1.0, 2.0)
+    monkeypatch.setattr(codec, "no_slower", lambda *_: False)
     made = warm(mimi)
-    assert made.path == "PyTorch (no own kernels: they are slower)"
+    assert made.path == "PyTorch (no own kernels: PyTorch is faster for 1 rows of 1 frames)"
     convs = [module for module in made.decoder.modules() if isinstance(module, CausalConv)]
     assert all(conv.native is None for conv in convs)
-    monkeypatch.setattr(build, "compiler", lambda: None)
+    monkeypatch.setattr(build, "compilers", list)
     build._shared.cache_clear()
     assert warm(mimi).path == "PyTorch (no own kernels: no C compiler)"
     assert warm(mimi, kernels=False).path == "PyTorch"
@@ -174,3 +167,15 @@ def test_kernels_that_give_other_samples_are_not_used(
     right = codec.NativeConv.__call__
     monkeypatch.setattr(codec.NativeConv, "__call__", lambda *args: right(*args) * wrong)
     assert warm(mimi).path == "PyTorch (no own kernels: their results differ from PyTorch's)"
+
+
+def test_an_error_while_they_are_tried_leaves_pytorch(
+    mimi: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(codec.NativeConv, "__call__", fail)
+    made = warm(mimi)
+    assert made.path == "PyTorch (no own kernels: they raise RuntimeError)"
+    assert not any(state.any() for _, state in made.decoder._state)

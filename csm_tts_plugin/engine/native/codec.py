@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import time
-from collections.abc import Sequence
+import logging
 from ctypes import byref, c_int64, c_void_p
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..codec_layers import CausalConv
 from .build import BuildError, shared
+from .memory import address, near, no_slower, panels
 
 if TYPE_CHECKING:
     from ..codec_layers import Rows
@@ -24,7 +25,8 @@ _ERROR = 1e-4
 """Largest accepted difference of samples, relative to the largest sample."""
 _TRIED = ((1, 1), (1, 8), (4, 2))
 """Rows and frames of the calls that are compared and timed."""
-_TURNS = 3
+
+log = logging.getLogger("csm_tts_plugin.engine")
 
 
 def choose(decoder: MimiDecoder) -> str:
@@ -38,47 +40,46 @@ def choose(decoder: MimiDecoder) -> str:
         library = shared()
     except BuildError as error:
         return f"PyTorch (no own kernels: {error})"
-    own = [NativeConv(conv, library) for conv in convs]
-    calls = [call for call in _TRIED if call[0] <= len(decoder.frames)]
-    right, theirs = _try(decoder, calls)
-    _use(convs, own)
-    sound, mine = _try(decoder, calls)
-    reason = None
-    for a, b in zip(sound, right, strict=True):
-        # A difference of NaN is not less than anything.
-        if not (a - b).abs().max() <= _ERROR * b.abs().max():
-            reason = "their results differ from PyTorch's"
-    reason = reason or ("they are slower" if sum(mine) > sum(theirs) else None)
+    try:
+        reason = _compare(decoder, convs, [NativeConv(conv, library) for conv in convs])
+    except Exception as error:
+        log.warning("the C kernels of the codec fail", exc_info=True)
+        reason = f"they raise {type(error).__name__}"
+    finally:
+        for row in range(len(decoder.frames)):
+            decoder.reset(row)
     if reason is None:
         return "C kernels"
-    _use(convs, [None] * len(convs))
+    _use(convs, None)
     return f"PyTorch (no own kernels: {reason})"
 
 
-def _use(convs: Sequence[CausalConv], own: Sequence[NativeConv | None]) -> None:
-    for conv, native in zip(convs, own, strict=True):
-        conv.native = native
-
-
-def _try(
-    decoder: MimiDecoder, calls: Sequence[tuple[int, int]]
-) -> tuple[list[Tensor], list[float]]:
-    """For each of `calls` the samples of random codes, and the least time of some turns."""
+def _compare(decoder: MimiDecoder, convs: list[CausalConv], own: list[NativeConv]) -> str | None:
+    """Why `own` should not be used; None: they may."""
     generator = torch.Generator().manual_seed(1)
-    sounds, times = [], []
-    for rows, frames in calls:
+    for rows, frames in _TRIED:
+        if rows > len(decoder.frames):
+            continue
         shape = rows, decoder.codebooks, frames
         codes = torch.randint(decoder.codebook_size, shape, generator=generator)
-        taken = []
-        for _ in range(_TURNS):
-            began = time.perf_counter()
-            sound = decoder.decode(codes, range(rows))
-            taken.append(time.perf_counter() - began)
-        sounds.append(sound)
-        times.append(min(taken))
-    for row in range(max(rows for rows, _ in calls)):
-        decoder.reset(row)
-    return sounds, times
+
+        def work(used: list[NativeConv] | None, codes: Tensor = codes) -> Tensor:
+            _use(convs, used)
+            for row in range(len(codes)):
+                decoder.reset(row)
+            return decoder.decode(codes, range(len(codes)))
+
+        if not near(work(own), work(None), _ERROR):
+            return "their results differ from PyTorch's"
+        if not no_slower(partial(work, own), partial(work, None)):
+            return f"PyTorch is faster for {rows} rows of {frames} frames"
+    _use(convs, own)
+    return None
+
+
+def _use(convs: list[CausalConv], own: list[NativeConv] | None) -> None:
+    for number, conv in enumerate(convs):
+        conv.native = None if own is None else own[number]
 
 
 class CConv(ctypes.Structure):
@@ -98,7 +99,7 @@ class NativeConv:
         bias = torch.zeros(out) if conv.bias is None else conv.bias
         self._kept = [
             torch.tensor(conv.offsets),
-            _panels(conv.weight, panel),
+            panels(conv.weight, panel, panel // 2),
             F.pad(bias, (0, -out % panel)).contiguous(),
         ]
         offsets, weight, padded = (tensor.data_ptr() for tensor in self._kept)
@@ -114,24 +115,11 @@ class NativeConv:
         x, conv, calls = x.contiguous(), byref(self._conv), self._library
         sizes = c_int64(batch), c_int64(length)
         memory = torch.empty(calls.conv_scratch(conv, *sizes))
-        calls.conv_fill(conv, *sizes, _at(rows.index), _at(x), _at(self._past), _at(memory))
+        calls.conv_fill(
+            conv, *sizes, address(rows.index), address(x), address(self._past), address(memory)
+        )
         y = onto
         if y is None:
             y = torch.empty(batch, length * self._stride, self._width)
-        calls.conv_product(conv, *sizes, _at(memory), _at(y), c_int64(onto is not None))
+        calls.conv_product(conv, *sizes, address(memory), address(y), c_int64(onto is not None))
         return y
-
-
-def _panels(weight: Tensor, panel: int) -> Tensor:
-    """[taps, in, out] -> panels [taps, in, panel] one after the other; the last one is half as wide
-    if that is enough.
-    """
-    out, half = weight.shape[2], panel // 2
-    whole = F.pad(weight, (0, -out % half))
-    parts = [part.contiguous().flatten() for part in torch.split(whole, panel, dim=2)]
-    return torch.cat(parts)
-
-
-def _at(tensor: Any) -> c_void_p:
-    assert tensor.is_contiguous()
-    return c_void_p(tensor.data_ptr())

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_float, c_int64, c_void_p
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers import EightBit, PackedLayer, RmsNorm
 from ..weights import PackedCsm
+from .memory import address, panels
 
 if TYPE_CHECKING:
     from ..frame import FrameState
@@ -64,18 +64,21 @@ class CState(ctypes.Structure):
     ]
 
 
-def unsuited(weights: PackedCsm, panel: int) -> str | None:
-    """Why the kernels cannot compute this model; None if they can."""
+def unsuited(weights: PackedCsm, panel: int, has_head: Callable[[int], bool]) -> str | None:
+    """Why the kernels cannot compute this model; None if they can. `has_head`: whether they have
+    heads of a size.
+    """
     if weights.dtype != torch.float32:
         return f"the weights are {str(weights.dtype).removeprefix('torch.')}"
     widths = [weights.lm_head.shape[0], weights.depth_projector.shape[1]]
     for layer in (*weights.layers, *weights.depth_layers):
         if isinstance(layer.qkv, EightBit) or isinstance(layer.down, EightBit):
             return "the depth decoder has 8 bits"
-        if any(b is not None for b in (layer.qkv_bias, layer.out_bias, layer.gate_up_bias)):
+        biases = layer.qkv_bias, layer.out_bias, layer.gate_up_bias, layer.down_bias
+        if any(bias is not None for bias in biases):
             return "its layers have biases"
-        if layer.down_bias is not None:
-            return "its layers have biases"
+        if not has_head(layer.head_dim):
+            return f"heads of {layer.head_dim} numbers are not supported"
         widths += [layer.down.shape[0], layer.heads * layer.head_dim]
     odd = next((width for width in widths if width % panel), None)
     return None if odd is None else f"a width of {odd} is not a multiple of {panel}"
@@ -163,14 +166,13 @@ class Layout:
     def _panels(self, matrix: Tensor | EightBit) -> int:
         """[in, out] as [out / panel, in, panel], the last panel filled up with zeros."""
         assert isinstance(matrix, Tensor)
-        whole = F.pad(matrix, (0, -matrix.shape[1] % self._panel))
-        return self._at(whole.view(len(whole), -1, self._panel).transpose(0, 1).contiguous())
+        return self._at(panels(matrix, self._panel, self._panel))
 
     def _at(self, tensor: Tensor) -> int:
-        """The address of a contiguous tensor, which is kept."""
-        assert tensor.is_contiguous()
+        """The address of a tensor, which is kept."""
+        found = address(tensor)
         self._kept.append(tensor)
-        return tensor.data_ptr()
+        return found.value or 0
 
     def _pointers(self, addresses: list[int]) -> Any:
         array = (c_void_p * len(addresses))(*addresses)

@@ -1,16 +1,14 @@
-"""Decides whether the C kernels are used: if they are right and faster than PyTorch here.
+"""Decides whether the C kernels are used: if they are right and not slower than PyTorch here.
 
-Both compute the same frames of the model's own weights: the logits of the depth decoder for the
-same codes, and the backbone's output after them. Then both are timed in turns.
+Both compute the same frames of the model's own weights: all logits for the same codes, the codes
+that follow from the logits, and the backbone's output after them. Then both are timed in turns.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from ..forced import forced_logits
 from ..frame import Batch, FrameState
@@ -18,6 +16,7 @@ from ..steps import Steps
 from ..weights import PackedCsm
 from .build import BuildError, shared
 from .layout import packed_bytes
+from .memory import near, no_slower
 from .steps import NativeSteps
 
 _LARGEST = 2 << 30
@@ -25,15 +24,14 @@ _LARGEST = 2 << 30
 do not speak in real time on a CPU."""
 _ERROR = 1e-3
 """Largest accepted difference, relative to the largest value: rounding gives less than 1e-5."""
-_ROWS = 8
-_TURNS = 3
+_ROWS = 16
 _POSITIONS = 64
 TRIED = 128
 """Positions that `select` writes to, at most; more would make the memory of all rows resident."""
 
 
 def select(plain: Steps, state: FrameState) -> tuple[NativeSteps | None, str]:
-    """The kernels, or None, and what to tell about it in a few words. Overwrites the rows."""
+    """The kernels, or None, and the reason for the log. Overwrites the rows."""
     weights = plain.weights
     if packed_bytes(weights) > _LARGEST:
         return None, "the weights are too large for a second copy"
@@ -46,9 +44,8 @@ def select(plain: Steps, state: FrameState) -> tuple[NativeSteps | None, str]:
     if not _same(own, plain, state, Batch(count)):
         return None, "their results differ from PyTorch's"
     for size in sorted({1, count}):
-        mine, theirs = _times(own, plain, state, Batch(size))
-        if mine > theirs:
-            return None, f"they are slower for {size} rows"
+        if not no_slower(_frame(own, state, size), _frame(plain, state, size)):
+            return None, f"PyTorch is faster for a batch of {size}"
     return own, "C kernels"
 
 
@@ -60,14 +57,19 @@ def _fill(weights: PackedCsm, state: FrameState) -> None:
     state.hidden.normal_(generator=generator)
     state.codes.random_(0, weights.codes, generator=generator)
     state.position.fill_(used)
-    state.sampling.temperature.fill_(0.9)
+    state.sampling.temperature.fill_(0.0)
     state.sampling.top_k.fill_(min(50, weights.codes))
 
 
 def _same(own: NativeSteps, plain: Steps, state: FrameState, batch: Batch) -> bool:
     codes = batch.take(state.codes).clone()
-    theirs = forced_logits(plain, state, batch, codes)[1:].transpose(0, 1)
-    if not _near(own.told(state, batch), theirs):
+    theirs = forced_logits(plain, state, batch, codes).transpose(0, 1)
+    if not near(own.told(state, batch), theirs, _ERROR):
+        return False
+    drawn, sound = own.draw_frame(state, batch, 0)
+    best = own.told(state, batch).argmax(dim=-1)
+    ended = (drawn[:, :-1] == own.weights.eos_code).all(dim=1)
+    if not (sound.all() and torch.equal(best[~ended], drawn[~ended])):
         return False
     length = min(TRIED, state.length)
     before = [tensor.clone() for tensor in state.tensors(length)]
@@ -77,30 +79,17 @@ def _same(own: NativeSteps, plain: Steps, state: FrameState, batch: Batch) -> bo
         tensor.copy_(value)
     own.read_frame(state, batch, length)
     mine = [tensor[: batch.count] for tensor in (state.tensors(length)[0], state.hidden)]
-    return all(_near(a, b) for a, b in zip(mine, right, strict=True))
+    return all(near(a, b, _ERROR) for a, b in zip(mine, right, strict=True))
 
 
-def _near(mine: Tensor, theirs: Tensor) -> bool:
-    # A difference of NaN is not less than anything.
-    return bool((mine - theirs).abs().max() <= _ERROR * theirs.abs().max())
-
-
-def _times(own: Steps, plain: Steps, state: FrameState, batch: Batch) -> tuple[float, float]:
-    """Seconds of a frame, the least of a few turns each."""
+def _frame(steps: Steps, state: FrameState, size: int) -> Callable[[], None]:
+    """One sampled frame of the first rows."""
     length = min(TRIED, state.length)
 
-    def frame(steps: Steps) -> Callable[[], object]:
-        def work() -> None:
-            steps.draw_frame(state, batch, min(50, steps.weights.codes))
-            steps.read_frame(state, batch, length)
-            state.position.fill_(min(_POSITIONS, state.context - 1))
+    def work() -> None:
+        state.position.fill_(min(_POSITIONS, state.context - 1))
+        state.sampling.temperature.fill_(0.9)
+        steps.draw_frame(state, Batch(size), min(50, steps.weights.codes))
+        steps.read_frame(state, Batch(size), length)
 
-        return work
-
-    taken: list[list[float]] = [[], []]
-    for _ in range(_TURNS):
-        for times, work in zip(taken, (frame(own), frame(plain)), strict=True):
-            began = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - began)
-    return min(taken[0]), min(taken[1])
+    return work

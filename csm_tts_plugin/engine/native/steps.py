@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from ctypes import byref, c_int64, c_void_p
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from ctypes import byref, c_int64
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -20,12 +22,13 @@ from torch import Tensor
 from ..steps import Steps
 from ..weights import PackedCsm
 from .layout import Layout, unsuited
+from .memory import address
 
 if TYPE_CHECKING:
     from ..frame import Batch, FrameState
 
 _WORTH = 4
-"""Rows for which a further thread is worth waking up: fewer only share the same weights."""
+"""Rows for which a further thread is woken up: each thread reads all weights."""
 
 
 class NativeSteps(Steps):
@@ -38,11 +41,11 @@ class NativeSteps(Steps):
         for name in ("most_rows", "panel", "has_head", "depth_scratch", "backbone_scratch"):
             getattr(library, name).restype = c_int64
         panel = library.panel()
-        if (reason := unsuited(weights, panel)) is not None:
+        reason = unsuited(weights, panel, lambda dim: bool(library.has_head(c_int64(dim))))
+        if state.context >= len(weights.cos):
+            reason = f"there is no rotation for a context of {state.context} positions"
+        if reason is not None:
             raise ValueError(reason)
-        for layer in (*weights.layers, *weights.depth_layers):
-            if not library.has_head(c_int64(layer.head_dim)):
-                raise ValueError(f"heads of {layer.head_dim} numbers")
         self._library, self._most = library, library.most_rows()
         self._layout = layout = Layout(weights, state, panel)
         self._state = state
@@ -69,32 +72,27 @@ class NativeSteps(Steps):
         sound = torch.empty(batch.count, dtype=torch.uint8)
         first, second = torch.empty_like(sound), torch.empty_like(sound)
 
-        def head(begin: int, count: int, memory: Tensor) -> None:
-            self._library.first_logits(
-                byref(layout.backbone),
-                byref(layout.state),
-                c_int64(count),
-                _at(rows, begin),
-                _at(memory),
-                _at(logits, begin),
-            )
-
         if shape_logits is not None:
-            self._share(batch.count, head)
-            logits = shape_logits(logits).contiguous()
+            self._share(batch.count, partial(self._head, rows, logits=logits))
+            shaped = shape_logits(logits)
+            if shaped.shape != logits.shape:
+                raise ValueError(
+                    f"logits of shape {tuple(shaped.shape)}, not {tuple(logits.shape)}"
+                )
+            logits = shaped.float().contiguous()
 
         def draw(begin: int, count: int, memory: Tensor) -> None:
             if shape_logits is None:
-                head(begin, count, memory)
+                self._head(rows, begin, count, memory, logits)
             self._library.draw_first(
                 byref(layout.state),
                 c_int64(count),
-                _at(rows, begin),
-                _at(logits, begin),
+                address(rows, begin),
+                address(logits, begin),
                 c_int64(weights.codes),
                 c_int64(weights.codebooks),
-                _at(memory),
-                _at(first, begin),
+                address(memory),
+                address(first, begin),
             )
             self._depth(rows, begin, count, memory, second, None)
 
@@ -110,25 +108,39 @@ class NativeSteps(Steps):
                 byref(layout.backbone),
                 byref(layout.state),
                 c_int64(count),
-                _at(rows, begin),
-                _at(memory),
+                address(rows, begin),
+                address(memory),
             )
 
         self._share(batch.count, read)
 
     def told(self, state: FrameState, batch: Batch) -> Tensor:
-        """The depth decoder's logits of all codebooks but the first, given the codes in the rows'
-        states: [B, K - 1, codes]. To be compared with PyTorch's.
+        """The logits of all codebooks for the codes in the rows' states: [B, K, codes]. To be
+        compared with PyTorch's.
         """
         self._own(state)
         rows, weights = self._rows(batch), self.weights
-        logits = torch.empty(batch.count, weights.codebooks - 1, weights.codes)
+        first = torch.empty(batch.count, weights.codes)
+        others = torch.empty(batch.count, weights.codebooks - 1, weights.codes)
         sound = torch.empty(batch.count, dtype=torch.uint8)
-        self._share(
-            batch.count,
-            lambda begin, count, memory: self._depth(rows, begin, count, memory, sound, logits),
+
+        def tell(begin: int, count: int, memory: Tensor) -> None:
+            self._head(rows, begin, count, memory, first)
+            self._depth(rows, begin, count, memory, sound, others)
+
+        self._share(batch.count, tell)
+        return torch.cat([first[:, None], others], dim=1)
+
+    def _head(self, rows: Tensor, begin: int, count: int, memory: Tensor, logits: Tensor) -> None:
+        layout = self._layout
+        self._library.first_logits(
+            byref(layout.backbone),
+            byref(layout.state),
+            c_int64(count),
+            address(rows, begin),
+            address(memory),
+            address(logits, begin),
         )
-        return logits
 
     def _depth(
         self,
@@ -144,10 +156,10 @@ class NativeSteps(Steps):
             byref(layout.depth),
             byref(layout.state),
             c_int64(count),
-            _at(rows, begin),
-            _at(memory),
-            _at(sound, begin),
-            None if told is None else _at(told, begin),
+            address(rows, begin),
+            address(memory),
+            address(sound, begin),
+            None if told is None else address(told, begin),
         )
 
     def _own(self, state: FrameState) -> Layout:
@@ -156,9 +168,10 @@ class NativeSteps(Steps):
         return self._layout
 
     def _rows(self, batch: Batch) -> Tensor:
+        """The numbers of the rows; in C a wrong one would be a write to other memory."""
         index = torch.arange(batch.count) if batch.index is None else batch.index
-        assert index.is_contiguous()
-        assert index.device.type == "cpu"
+        if not 0 <= int(index.min()) <= int(index.max()) < self._state.rows:
+            raise IndexError(f"rows {index.tolist()}, of {self._state.rows}")
         return index
 
     def _share(self, count: int, work: Callable[[int, int, Tensor], None]) -> None:
@@ -176,9 +189,11 @@ class NativeSteps(Steps):
                     return
                 work(*part, memory)
 
-        waiting = []
-        if self._helpers is not None:
-            waiting = [self._helpers.submit(some, memory) for memory in self._scratch[1:workers]]
+        waiting: list[Future[None]] = []
+        with suppress(RuntimeError):  # no thread is left while the interpreter ends
+            for memory in self._scratch[1:workers]:
+                assert self._helpers is not None
+                waiting.append(self._helpers.submit(some, memory))
         some(self._scratch[0])
         for one in waiting:
             one.result()
@@ -193,8 +208,3 @@ def shares(count: int, most: int, threads: int) -> list[tuple[int, int]]:
         number = -(-number // threads) * threads
     bounds = [count * part // number for part in range(number + 1)]
     return [(begin, end - begin) for begin, end in pairwise(bounds)]
-
-
-def _at(tensor: Tensor, item: int = 0) -> c_void_p:
-    """The address of `tensor[item]`."""
-    return c_void_p(tensor.data_ptr() + item * tensor.stride(0) * tensor.element_size())
