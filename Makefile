@@ -14,13 +14,14 @@ endif
 # No `export` of settings: make passes on variables of its command line and of the environment by
 # itself. `export` would set all others to empty ones, which have precedence over .env.
 
-.PHONY: call web test test-oldest setup setup-call check bench pictures serve soak lock clean help
+.PHONY: call web test test-oldest sanitize setup setup-call check bench pictures serve soak lock clean help
 
 help:
 	@echo 'make call         run a whole call on this machine and record it in out/'
 	@echo 'make web          run the same server and agent with a web page for calls'
 	@echo 'make test         run all tests'
 	@echo 'make test-oldest  run the engine tests on the oldest allowed packages'
+	@echo 'make sanitize     run the tests of the C kernels with the sanitisers of gcc'
 	@echo 'make setup        install .venv, the LiveKit server and the offline models'
 	@echo 'make check        run ruff, mypy and the import rules'
 	@echo 'make serve        run the engine server alone'
@@ -49,6 +50,10 @@ test: setup
 # Engine tests on the oldest versions that pyproject.toml allows.
 test-oldest: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m scripts.oldest $(ARGS)
+
+# Address and undefined-behaviour sanitisers, which need gcc.
+sanitize: setup
+	@$(BIN)/python -m scripts.sanitize $(ARGS)
 
 check: setup
 	@$(BIN)/ruff format --check --quiet . || { echo 'Not formatted: run $(BIN)/ruff format .'; exit 1; }

@@ -89,7 +89,13 @@ def test_the_wheel_is_small_and_holds_what_it_needs(wheel):
         "livekit",
         f"csm_tts_plugin-{__version__}.dist-info",
     }
-    for needed in ("py.typed", "assets/tiny/model.safetensors", "assets/phrases/de.toml"):
+    sources = [f"engine/native/{name}" for name in ("frame.c", "codec.c", "layers.h", "vectors.h")]
+    for needed in (
+        "py.typed",
+        "assets/tiny/model.safetensors",
+        "assets/phrases/de.toml",
+        *sources,
+    ):
         assert f"csm_tts_plugin/{needed}" in names
     assert "livekit/__init__.py" not in names, "it would hide livekit's own package"
 
