@@ -31,7 +31,7 @@ log = logging.getLogger("csm_tts_plugin.engine")
 
 def choose(decoder: MimiDecoder) -> str:
     """Let the C kernels compute the convolutions of a decoder whose rows are all unused, if they
-    are right and faster. Returns in words what computes them.
+    are right and not slower. Returns in words what computes them.
     """
     convs = [module for module in decoder.modules() if isinstance(module, CausalConv)]
     if any(conv.weight.dtype != torch.float32 for conv in convs):

@@ -126,7 +126,8 @@ static int64_t choose(const State *s, int64_t row, int64_t codebook, const float
     return best;
 }
 
-/* Codebook 0 of `count` rows from logits [count][codes], into their states. */
+/* Codebook 0 of `count` rows from logits [count][codes], into their states. sound [count] is 1 for
+ * finite logits; `draw_depth` clears it where later ones are not. */
 void draw_first(const State *s, int64_t count, const int64_t *rows, const float *logits,
                 int64_t codes, int64_t codebooks, float *memory, uint8_t *sound)
 {
@@ -161,7 +162,6 @@ void draw_depth(const Depth *d, const State *state, int64_t count, const int64_t
     float *keys[MOST], *values[MOST];
     int64_t at[MOST];
     const int few = (int)count;
-    memset(sound, 1, (size_t)count);
     for (int64_t step = 0; step < n; step++) {
         if (step == 0) {
             turn_hidden(state, few, rows, d->backbone_width, c.turned);

@@ -70,8 +70,6 @@ class NativeSteps(Steps):
         rows = self._rows(batch)
         logits = torch.empty(batch.count, weights.codes)
         sound = torch.empty(batch.count, dtype=torch.uint8)
-        first, second = torch.empty_like(sound), torch.empty_like(sound)
-
         if shape_logits is not None:
             self._share(batch.count, partial(self._head, rows, logits=logits))
             shaped = shape_logits(logits)
@@ -92,12 +90,11 @@ class NativeSteps(Steps):
                 c_int64(weights.codes),
                 c_int64(weights.codebooks),
                 address(memory),
-                address(first, begin),
+                address(sound, begin),
             )
-            self._depth(rows, begin, count, memory, second, None)
+            self._depth(rows, begin, count, memory, sound, None)
 
         self._share(batch.count, draw)
-        torch.minimum(first, second, out=sound)
         return state.codes.index_select(0, rows), sound.bool()
 
     def read_frame(self, state: FrameState, batch: Batch, length: int) -> None:
