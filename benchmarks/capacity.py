@@ -6,6 +6,10 @@ For each number, that many streams arrive at `--rate` per second and speak for `
 stream is starved if one of its frames arrived too late for playback that began with its first
 frame. The gap is the time between two frames of a stream; streams with enough lead are paused, so
 that gaps near 80 ms are normal.
+
+`frames_per_second` is what live streams take, from the first arrival to the last end: at most 12.5
+for each. `--sustained` measures what the engine could give: frames a second of as many streams that
+are not live, over 12.5.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import time
 
 from common import finish, machine, percentile, save, table
 from streams import engine_of, path_of, reference, speak
+
+from csm_tts_plugin.config import FRAME_SECONDS
 
 
 def trial(engine, count: int, seconds: float, rate: float) -> dict:
@@ -43,6 +49,21 @@ def trial(engine, count: int, seconds: float, rate: float) -> dict:
     }
 
 
+def sustained(engine, count: int, seconds: float) -> float:
+    """How many streams in real time the engine gives if `count` streams are made as fast as
+    possible, prefill included.
+    """
+    conversations = [engine.open(reference()) for _ in range(count)]
+    began = time.monotonic()
+    listeners = [speak(engine, one, seconds, live=False) for one in conversations]
+    for listener in listeners:
+        listener.over.wait(seconds * 20)
+    took = max(listener.moments[-1] for listener in listeners) - began
+    for conversation in conversations:
+        engine.close(conversation)
+    return round(sum(len(one.moments) for one in listeners) / took * FRAME_SECONDS, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="tiny", choices=["tiny", "137m", "csm-1b"])
@@ -51,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rate", type=float, default=20.0, help="arrivals a second")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--sustained", action="store_true", help="also without pacing")
     parser.add_argument("--out", default=None, help="also write the JSON here")
     args = parser.parse_args()
     counts = [int(n) for n in args.streams.split(",")]
@@ -63,6 +85,8 @@ def main() -> None:
     trials = []
     for count in counts:
         trials.append(trial(engine, count, args.seconds, args.rate))
+        if args.sustained:
+            trials[-1]["sustained"] = sustained(engine, count, args.seconds)
         print(trials[-1], flush=True)
         save({**result, "trials": trials}, args.out)
     engine.stop()

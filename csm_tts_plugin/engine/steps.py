@@ -1,7 +1,8 @@
-"""The operations of a frame in PyTorch: passes of the depth decoder and layers of the backbone.
+"""A frame in PyTorch: passes of the depth decoder and layers of the backbone.
 
-`frame.py` and `depth.py` define their order. `Steps` is for a CPU, `CudaSteps` for a CUDA device,
-where the number of kernel launches matters. Our own kernels (`kernels/`) replace single methods.
+`Steps.draw_frame`, `Steps.read_frame` and `depth.py` define their order. `Steps` is for a CPU,
+`CudaSteps` for a CUDA device, where the number of kernel launches matters. Our own kernels for CUDA
+(`kernels/`) replace single methods, those for a CPU (`native/`) whole frames.
 """
 
 from __future__ import annotations

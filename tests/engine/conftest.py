@@ -10,9 +10,18 @@ import torch
 
 from csm_tts_plugin.config import EngineConfig
 from csm_tts_plugin.engine.loading import load_checkpoint
+from csm_tts_plugin.engine.native import build
 from tests.engine.tools import small_checkpoint, started
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def native():
+    """For tests of the C kernels: without gradients, and nothing of the library is kept."""
+    with torch.inference_mode():
+        yield
+    build._shared.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,15 +27,12 @@ from tests.engine.tools import (
 )
 from tests.support.models import small_model
 
-pytestmark = pytest.mark.skipif(not build.compilers(), reason="there is no C compiler here")
+pytestmark = [
+    pytest.mark.skipif(not build.compilers(), reason="there is no C compiler here"),
+    pytest.mark.usefixtures("native"),
+]
 
 ROWS = 12
-
-
-@pytest.fixture(autouse=True)
-def without_gradients() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

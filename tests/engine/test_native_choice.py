@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,14 +13,10 @@ from csm_tts_plugin.engine.native.steps import NativeSteps
 from csm_tts_plugin.engine.runner import Runner
 from tests.support.models import small_model
 
-pytestmark = pytest.mark.skipif(not build.compilers(), reason="there is no C compiler here")
-
-
-@pytest.fixture(autouse=True)
-def without_gradients() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
-    build._shared.cache_clear()
+pytestmark = [
+    pytest.mark.skipif(not build.compilers(), reason="there is no C compiler here"),
+    pytest.mark.usefixtures("native"),
+]
 
 
 @pytest.fixture(scope="module")

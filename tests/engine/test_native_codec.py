@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,12 @@ from csm_tts_plugin.engine.native import build, codec
 from csm_tts_plugin.engine.sound import Codec
 from tests.support.models import small_model
 
-pytestmark = pytest.mark.skipif(not build.compilers(), reason="there is no C compiler here")
+pytestmark = [
+    pytest.mark.skipif(not build.compilers(), reason="there is no C compiler here"),
+    pytest.mark.usefixtures("native"),
+]
 
 ROWS = 5
-
-
-@pytest.fixture(autouse=True)
-def without_gradients() -> Iterator[None]:
-    with torch.inference_mode():
-        yield
-    build._shared.cache_clear()
 
 
 @pytest.fixture(scope="module")
