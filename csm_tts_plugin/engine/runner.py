@@ -274,18 +274,21 @@ class Runner:
         """Set the rows of the following steps, if steps take rows by index (`Steps.by_index`).
         Otherwise steps work on the first rows, whatever is set here.
         """
-        self._chosen = rows
-        if self.steps.by_index and self._index is None:
-            self._index = torch.arange(self.batches[-1], device=self.device)
-        if self._index is not None:
-            numbers = np.full(len(self._index), self.rows, np.int64)
+        self._chosen, index = rows, self._rows_index()
+        if index is not None:
+            numbers = np.full(len(index), self.rows, np.int64)
             numbers[: len(rows)] = rows
-            self._index.copy_(self._to_device(numbers))
+            index.copy_(self._to_device(numbers))
 
     def _batch(self, size: int) -> Batch:
+        index = self._rows_index()
+        return Batch(size, None if index is None else index[:size])
+
+    def _rows_index(self) -> Tensor | None:
+        """The numbers of the rows of a step on the device, if steps take rows by index."""
         if self.steps.by_index and self._index is None:
             self._index = torch.arange(self.batches[-1], device=self.device)
-        return Batch(size, None if self._index is None else self._index[:size])
+        return self._index
 
     @on_device
     def draw(
